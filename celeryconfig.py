@@ -4,7 +4,7 @@ from kombu import Exchange, Queue
 
 from core.brokers import broker, queues
 from core.settings import settings
-from training.families.registry import FAMILIES
+from training.families.registry import trained_here
 
 _settings = settings()
 _broker, _results = broker.broker(_settings), broker.results(_settings)
@@ -59,7 +59,7 @@ worker_max_tasks_per_child = 2000
 task_default_queue = "io"
 task_queues = [
     Queue(name, Exchange(name), routing_key=name)
-    for name in (*queues.WORK, *(kind + family for kind in (queues.TRAIN, queues.DRAW) for family in FAMILIES))
+    for name in (*queues.WORK, *(kind + family for kind in (queues.TRAIN, queues.DRAW) for family in trained_here()))
 ]
 task_create_missing_queues = False
 _on_fetch = ("preprocess", "fetch_images", "draw", "screen", "ask_caption")

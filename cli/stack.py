@@ -29,7 +29,7 @@ from core.free_port import free_port, is_free
 from core.private import UMASK, keep_private, make_private
 from core.settings import Settings, settings
 from jobs.services import services
-from training.families.registry import FAMILIES
+from training.families.registry import trained_here
 
 _STOP_TIMEOUT_S = 60.0
 _RESTART_AFTER_S = 1.0
@@ -71,9 +71,9 @@ class Supervisor:
 
     def _members(self, flower: bool, web: bool) -> list[Member]:
         worker = ["worker", "--without-gossip", "--without-mingle", "--loglevel", self._settings.log_level]
-        draws = [queues.DRAW + family for family in FAMILIES]
+        draws = [queues.DRAW + family for family in trained_here()]
         # On a GPU the training worker draws too: its trainings wait meanwhile. On a CPU it leaves that to another one.
-        trains = [*(queues.TRAIN + family for family in FAMILIES), *draws]
+        trains = [*(queues.TRAIN + family for family in trained_here()), *draws]
         members = [
             Member("io", [*worker, "-n", "io@%h", "-Q", "io,cpu,sweep", "-c", str(self._settings.io_concurrency)]),
             Member("fetch", [*worker, "-n", "fetch@%h", "-Q", "fetch,notices", "-P", "threads"]),

@@ -26,6 +26,8 @@ class Cloud:
         """Settings for an Imprint that rents pods here, polls often, and deletes idle pods soon."""
         return {
             "IMPRINT_BACKENDS": '{"sd15": "ai-toolkit"}',
+            # Not the real one: the pods train the demo's small model, whose LoRA has fewer layers.
+            "IMPRINT_BASE_MODELS": '{"sd15": "imprint/pocket"}',
             "IMPRINT_RUNPOD_API_KEY": self.key,
             "IMPRINT_RUNPOD_URL": f"{self.url}/v2",
             "IMPRINT_POD_PROXY": f"{self.url}/proxy/{{pod_id}}",

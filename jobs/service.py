@@ -17,8 +17,8 @@ from core.settings import Settings
 from core.telemetry import tracing
 from core.telemetry.tracing import span
 from credits import ledger
-from jobs.admission import due, workers
-from jobs.admission.queues import queue_of, shape_of
+from jobs.admission import approvals, due, workers
+from jobs.admission.queues import HELD, queue_of, shape_of
 from jobs.deletion import guard
 from jobs.lifecycle import transitions
 from jobs.notices import callbacks, notices
@@ -136,6 +136,8 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
     _check_model_id(session, envelope.model_id)
     workers.check_captioner(session, spec, settings)
     steps = spec.steps(len(envelope.images))
+    price = credits_for(spec, steps, settings)
+    hold_reason = approvals.reason_to_hold(session, settings, envelope.owner_id, price)
     job = Job(
         id=new_id("job"),
         owner_id=envelope.owner_id,
@@ -143,7 +145,8 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         idempotency_key=envelope.idempotency_key,
         request_sha256=request.sha256,
         **spec_columns(spec),
-        queue=queue_of(spec),
+        queue=HELD if hold_reason else queue_of(spec),
+        waiting_note=hold_reason or None,
         shape=shape_of(spec),
         expected_s=quotes.expected_seconds(session, spec, steps),
         priority=Priority[envelope.priority.upper()],
@@ -160,7 +163,6 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         total_steps=steps,
     )
     job.token_id = actor.current().token_id
-    price = credits_for(spec, steps, settings)
     limits.check_job(session, settings, job.owner_id, job.token_id, price)
     pictures, of_pictures = intake.rows_for(session, job.id, request)
     of_word = trigger_words.advice(spec.trigger_word)
@@ -179,10 +181,13 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
     transitions.record_event(session, job.id, "status", status=Status.PENDING)
     transitions.record_event(session, job.id, "stage", stage=Stage.PREPROCESS)
     session.flush()
-    due.accept(session, job.id, job.queue)
+    if not hold_reason:
+        due.accept(session, job.id, job.queue)
     audit_log.record(
         session, "job.accepted", job_id=job.id, owner_id=job.owner_id, priority=envelope.priority, credits=price
     )
+    if hold_reason:
+        approvals.hold(session, job, hold_reason)
     notices.check_low_credits(session, job.owner_id)
     return job
 

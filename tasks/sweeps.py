@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from jobs.admission import approvals
 from jobs.deletion import retention
 from jobs.deletion import run as deletions
 from jobs.drawings import drawings
@@ -17,6 +18,7 @@ from tasks.relay import relay
 PARTS: Mapping[str, Sequence[Part]] = {
     "imprint.sweep": (
         Part("repair", sweeps.repair_jobs),
+        Part("approvals", approvals.expire),
         Part("admission", sweeps.admit_jobs),
         Part("fetches", image_fetches.repair),
         Part("drawings", drawings.repair),

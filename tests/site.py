@@ -27,7 +27,7 @@ from tests.servers.postgres import new_database, postgres_server
 from tests.servers.process import Server, ServerProcess, free_port
 from tests.servers.rabbitmq import rabbitmq_server
 from tests.servers.redis import RedisServer, redis_server
-from training.families.registry import FAMILIES
+from training.families.registry import trained_here
 
 View = dict[str, Any]  # a job as applications see it: JSON
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,8 +91,8 @@ class Site:
             # One process less, where a test is about something else. A site with `fetch` has the layout of the stack.
             "io": [*worker, "-Q", io, "-c", self.environment["IMPRINT_IO_CONCURRENCY"]],
             "fetch": [*worker, "-Q", "fetch,notices", "-P", "threads"],
-            "train": [*worker, "-Q", ",".join(f"train.{family}" for family in FAMILIES), "-P", "threads"],
-            "draw": [*worker, "-Q", ",".join(f"draw.{family}" for family in FAMILIES), "-P", "threads"],
+            "train": [*worker, "-Q", ",".join(f"train.{family}" for family in trained_here()), "-P", "threads"],
+            "draw": [*worker, "-Q", ",".join(f"draw.{family}" for family in trained_here()), "-P", "threads"],
             "beat": ["beat", "--loglevel", "WARNING", "-s", str(self.folder / f"{name}.schedule")],
         }[kind]
         mark = self._log_size(name)

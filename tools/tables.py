@@ -19,6 +19,7 @@ from core.advice import ADVICE
 from core.errors import FailureCode, OutOfMemory
 from core.settings import Settings
 from training import memory_plan
+from training.backends.ai_toolkit import cards
 from training.families.record import BaseModel, Family
 from training.families.registry import FAMILIES
 from training.lora.file import serialize_lora
@@ -127,7 +128,12 @@ _MEMORY = (
 def _base_model(family: Family, base: BaseModel) -> str:
     recipe = family.recipe
     weights = "" if family.sizes is None else f"{2 * family.sizes.parameters / 2**30:.1f} GB"
-    card = next((f"{gib} GB" for gib in _CARDS if _fits(family, gib) != "no"), "rented")
+    billions = family.toolkit.billions if family.toolkit is not None else None
+    if family.sizes is None and billions is not None:
+        weights = f"{2e9 * billions[0] / 2**30:.1f} GB"
+    card = next((f"{gib} GB" for gib in _CARDS if family.sizes is not None and _fits(family, gib) != "no"), "rented")
+    if family.sizes is None and (needed := cards.usual_gib(family.name)):
+        card = f"rented, {next((gib for gib in _CARDS if gib >= needed), 80)} GB"
     minutes = f"{family.seconds_per_step * 1000 / 60:.0f} min"
     told = f"rank {recipe['rank']}, alpha {recipe['alpha']:g}, {recipe.get('optimizer', 'adamw')} "
     told += f"{recipe['learning_rate']:g}, {recipe['resolution']} px, {recipe['epochs']} epochs"
@@ -137,7 +143,7 @@ def _base_model(family: Family, base: BaseModel) -> str:
         for name, width in family.lora.example.items()
     }
     found = readers(read_lora(serialize_lora(family.name, pairs, 1.0, {"imprint_family": family.name})))
-    read_by = ", ".join(program for program, how in found.items() if how == "whole")
+    read_by = ", ".join(program for program, how in found.items() if how == "whole") or "as ai-toolkit writes it"
     return (
         f"| `{base.name}` ({base.title}) | {licence} | {weights} | {card} | {minutes} | {family.price.credits} "
         f"| {told} | {family.lora.form} | {read_by} |\n"

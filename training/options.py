@@ -20,6 +20,8 @@ Prompt = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")
 ]
 
+Side = Annotated[int, Field(ge=64, le=2048, multiple_of=64)]
+
 MIN_SNR_GAMMA = 5.0  # of min_snr, as recommended by its paper
 
 
@@ -79,6 +81,9 @@ class Data(Group):
         default=0.0, ge=0.0, le=0.9, description="share of samples that are trained without a caption"
     )
     flip: bool = Field(default=False, description="also train on every picture mirrored horizontally")
+    resolutions: tuple[Side, ...] = Field(
+        default=(), max_length=4, description="each step trains at one of these instead of at `resolution` only"
+    )
 
 
 class Validation(Group):

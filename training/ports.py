@@ -19,6 +19,7 @@ class Example:
     width: int
     height: int
     is_mirrored: bool = False  # trained on mirrored horizontally
+    prepared: tuple[int, int] | None = None  # width and height of the PNG, if it is scaled down to the training size
     label: str = ""  # how messages name it
 
 

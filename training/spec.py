@@ -46,6 +46,7 @@ CaptionSource = Literal["given", "auto", "template"]
 Learns = Literal["character", "object", "style"]
 
 MOST_RATE = 0.1  # for AdamW
+_ADAMW = {"optimizer": "adamw", "learning_rate": 1e-4}  # for a family whose default is another optimizer
 LEAST_PRODIGY_RATE = 0.01
 MIN_PICTURES, MAX_PICTURES = 5, 1000
 MAX_CAPTION_CHARACTERS = 1000
@@ -117,6 +118,13 @@ _NOT_IN_RECIPE = frozenset({"checkpoint_every", "keep_checkpoints", "captions", 
 STORED = "stored"
 
 
+def _needs_adamw(given: Mapping[str, Any]) -> bool:
+    """Whether a request that names no optimizer has options that Prodigy does not take."""
+    rate, group = given.get("learning_rate"), given.get("optimization")
+    is_of_adamw = isinstance(rate, int | float) and rate <= MOST_RATE
+    return is_of_adamw or (isinstance(group, dict) and group.get("loraplus_ratio") not in (None, 1))
+
+
 class TrainSpec(NumbersAreNotBools):
     """The frozen, validated recipe of one job. Build it with `TrainSpec.of`, which fills in the family's defaults."""
 
@@ -160,8 +168,11 @@ class TrainSpec(NumbersAreNotBools):
         family = given["family"]
         known = FAMILIES.get(family) if isinstance(family, str) else None
         recipe = dict((known or next(iter(FAMILIES.values()))).recipe)
-        # Prodigy finds the rate itself and multiplies it with the given one.
-        recipe = recipe | ({"learning_rate": 1.0} if given.get("optimizer") == "prodigy" else {})
+        is_usual = recipe.get("optimizer") == "prodigy"
+        is_asked = given.get("optimizer", "prodigy" if is_usual and not _needs_adamw(given) else "adamw") == "prodigy"
+        if is_asked != is_usual:
+            # Prodigy finds the rate itself and multiplies it with the given one.
+            recipe |= {"optimizer": "prodigy", "learning_rate": 1.0} if is_asked else _ADAMW
         return {**recipe, **given}
 
     @field_validator("learning_rate")
@@ -193,6 +204,16 @@ class TrainSpec(NumbersAreNotBools):
             for option in asked.to_dict():
                 if (reason := family.refused.get(f"{info.field_name}.{option}")) is not None:
                     raise ValueError(f"{option}: not for {family.name}: {reason}")
+        return asked
+
+    @field_validator("data")
+    @classmethod
+    def _fits_into_the_pictures(cls, asked: Data, info: ValidationInfo) -> Data:
+        largest = info.data.get("resolution")
+        if largest is not None and any(side > largest for side in asked.resolutions):
+            raise ValueError(f"resolutions: at most {largest}, the resolution that the pictures are prepared for")
+        if len(set(asked.resolutions)) < len(asked.resolutions):
+            raise ValueError("resolutions: each at most once")
         return asked
 
     @field_validator("family", mode="before")

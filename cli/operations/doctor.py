@@ -26,7 +26,7 @@ from tasks.app import app
 from tasks.queue_types import eviction_policy
 from tasks.workers import fleet
 from tasks.workers.device_check import FOLDER
-from training.families.registry import BASE_MODELS, FAMILIES
+from training.families.registry import BASE_MODELS, trained_here
 
 DISK_WANTED_BYTES = 10 * 2**30  # encodings alone take up to 10 GB; base models and LoRAs need more
 CLOCK_OFF_S = 5.0  # Imprint goes by the database server's clock, but logs, Celery and signed addresses do not
@@ -113,7 +113,9 @@ def _workers(here: Services, found: fleet.Fleet) -> Iterator[CheckResult]:
     trains = [queue for queue in served if queue.startswith("train.")]
     is_remote = here.settings.ai_toolkit_url is not None or here.settings.runpod_api_key is not None
     if lacking or not (trains or is_remote):
-        queues = ", ".join(lacking if trains or is_remote else [*lacking, *(f"train.{family}" for family in FAMILIES)])
+        queues = ", ".join(
+            lacking if trains or is_remote else [*lacking, *(f"train.{family}" for family in trained_here())]
+        )
         yield CheckResult("workers", "todo", f"no worker takes from {queues}: start the stack or a worker")
     else:
         yield CheckResult("workers", "ok", ", ".join(worker.worker for worker in found.workers))
@@ -231,7 +233,8 @@ def _base_models(here: Services) -> Iterator[CheckResult]:
     if find_spec("torch") is None:
         yield CheckResult("base models", "note", "not checked: torch is not installed, so this machine does not train")
         return
-    locations = {name: known.location for name, known in BASE_MODELS.items()} | here.settings.base_models
+    here_too = {name: known.location for name, known in BASE_MODELS.items() if known.family in trained_here()}
+    locations = here_too | here.settings.base_models
     for name, location in locations.items():
         yield _base_model(name, location)
     for name, path in here.settings.training_adapters.items():

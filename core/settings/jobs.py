@@ -80,6 +80,20 @@ class JobSettings(BaseModel):
         None, ge=0, description="Most bytes of an owner's stored pictures and LoRA files. Unset: no limit."
     )
 
+    # ---- approval ----
+    approval_above: int | None = Field(
+        None,
+        ge=0,
+        description="A training that costs more credits than this waits for the approval of an operator. Unset: none "
+        "does.",
+    )
+    approval_first_job: bool = Field(
+        False, description="Whether an owner's trainings wait for an operator until the first one is approved."
+    )
+    approval_days: int = Field(
+        7, ge=1, description="A training that no operator approves for this long fails with `not_approved`, at no cost."
+    )
+
     # ---- screening ----
     screen_task: str | None = Field(
         None,

@@ -36,9 +36,10 @@ class ServerSettings(BaseModel):
     pod_image: str = Field("ostris/aitoolkit:latest", description="Container image of rented pods.")
     pod_gpus: list[str] = Field(
         ["NVIDIA GeForce RTX 4090", "NVIDIA RTX A6000", "NVIDIA L40S"],
-        description="GPU types to rent, in order of preference. JSON list.",
+        description="GPU types to rent, in order of preference; a training takes the first that is large enough for "
+        "its base model. JSON list.",
     )
-    pod_disk_gb: int = Field(80, ge=10, description="Container disk of a rented pod.")
+    pod_disk_gb: int = Field(80, ge=10, description="Container disk of a rented pod; large base models get more.")
     pod_prefix: str = Field(
         "imprint",
         pattern=r"^[a-z0-9]+$",

@@ -19,6 +19,7 @@ from fakes.ai_toolkit.server_data import SETTINGS, ServerData
 from fakes.ai_toolkit.worker import QueueWorker
 from fakes.json_body import json_body
 
+_CARDS = {"80GB": 81920, "A6000": 49140, "L40S": 46068}  # MiB, by a part of the name
 _TAIL_BYTES = 5 * 2**20
 _OPEN = ("/api/img/", "/api/files/")  # open without a password, as on a real server
 
@@ -110,7 +111,8 @@ class ToolkitApi:
         return JSONResponse({"success": True})
 
     async def gpu(self, request: Request) -> Response:
-        memory = {"total": 24564, "free": 20000, "used": 4564}
+        total = next((mib for mark, mib in _CARDS.items() if mark in self.options.gpu), 24564)
+        memory = {"total": total, "free": total - 4564, "used": 4564}
         return JSONResponse(
             {
                 "hasNvidiaSmi": True,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from training.families.record import AiToolkit
 from training.families.registry import FAMILIES
 from training.lora.safetensor import Array, Malformed, Tensor, data_offset, pack, tensor, unpack
 
@@ -18,8 +19,16 @@ _KINDS = {
 
 def family_of_config(process: Mapping[str, Any]) -> str:
     """The family for a job's architecture. Raises KeyError if the fake does not support it."""
-    arch = str(process["model"]["arch"]).split(":")[0]
-    return {one.arch: name for name, family in FAMILIES.items() if (one := family.toolkit) is not None}[arch]
+    arch = str(process["model"]["arch"])
+    known = {one.arch: name for name, family in FAMILIES.items() if (one := family.toolkit) is not None}
+    return known.get(arch) or known[arch.split(":")[0]]
+
+
+def toolkit_of_config(process: Mapping[str, Any]) -> AiToolkit:
+    """How the real server trains that family."""
+    known = FAMILIES[family_of_config(process)].toolkit
+    assert known is not None  # noqa: S101 - it was found by it
+    return known
 
 
 def serialize_toolkit_lora(
@@ -27,19 +36,19 @@ def serialize_toolkit_lora(
 ) -> bytes:
     """A file with `weights` (by module name without prefix: down, up) after `step` steps.
 
-    All tensors have the precision of the job's `save.dtype`; peft's format (Z-Image) has no alpha.
+    All tensors have the precision of the job's `save.dtype`; peft's format (transformers) has no alpha.
     """
-    family = family_of_config(process)
+    family, known = family_of_config(process), toolkit_of_config(process)
     naming, kind = FAMILIES[family].lora.naming, _KINDS[str(process["save"]["dtype"])]
     tensors: dict[str, Tensor] = {}
     for module, (down, up) in weights.items():
-        stem = naming.stem(module)
+        stem = known.prefix + (module.replace(".", "_") if naming.underscores else module)
         tensors[stem + naming.down], tensors[stem + naming.up] = tensor(down, kind), tensor(up, kind)
         if naming.underscores:
             tensors[stem + ".alpha"] = tensor(np.asarray(process["network"]["linear_alpha"], np.float32), kind)
     metadata = {
         "ss_output_name": name,
-        "ss_base_model_version": known.version if (known := FAMILIES[family].toolkit) else "",
+        "ss_base_model_version": known.version,
         "name": name,
         "version": "1.0",
         "training_info": json.dumps({"step": step, "epoch": epoch}),

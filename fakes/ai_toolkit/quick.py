@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from fakes.ai_toolkit.lora import family_of_config, serialize_toolkit_lora
+from fakes.ai_toolkit.modules import modules_of
 from fakes.ai_toolkit.options import FakeToolkitOptions
 from fakes.ai_toolkit.task import DatasetItem, TrainerJob
-from training.families.registry import FAMILIES
 from training.lora.safetensor import Array
 
 
@@ -37,7 +37,8 @@ def train_quickly(task: TrainerJob, options: FakeToolkitOptions) -> Iterator[Non
         if step == task.step:
             yield
             continue
-        losses = [(number, _loss(seed, level, number, task.total)) for number in range(task.step + 1, step + 1)]
+        # A real trainer logs the losses of step 0 to the last but one, and only then counts the step.
+        losses = [(number, _loss(seed, level, number, task.total)) for number in range(task.step, step)]
         task.advance(step, losses, options.seconds_per_step)
         if task.saves_at(step):
             task.set_info("Saving model")
@@ -87,15 +88,14 @@ def _contrast(items: list[DatasetItem]) -> float:
 
 
 def _weights(task: TrainerJob, seed: bytes, level: float) -> dict[str, tuple[Array, Array]]:
-    """Down and up of a few modules: noise from the seed, scaled by contrast and progress."""
-    rank, chance = int(task.process["network"]["linear"]), np.random.default_rng(list(seed))
-    share = task.step / task.total if task.total else 1.0
+    """Down and up of every module that the job trains: noise from the seed, scaled by contrast and progress."""
+    network, chance = task.process["network"], np.random.default_rng(list(seed))
+    rank, share = int(network["linear"]), task.step / task.total if task.total else 1.0
     made = {}
-    # A few modules with their real widths are enough for a LoRA of the family.
-    for module, width in FAMILIES[family_of_config(task.process)].lora.example.items():
-        down = chance.uniform(-(width**-0.5), width**-0.5, (rank, width)).astype(np.float32)
-        up = (chance.standard_normal((width, rank)) * 0.01 * (0.1 + level) * share).astype(np.float32)
-        made[module] = (down, up)
+    for module, (inputs, outputs) in modules_of(family_of_config(task.process), network).items():
+        down = chance.random((rank, inputs), np.float32) * 2 * inputs**-0.5 - inputs**-0.5
+        up = chance.standard_normal((outputs, rank), np.float32) * np.float32(0.01 * (0.1 + level) * share)
+        made[module] = (down.astype(np.float32), up)
     return made
 
 

@@ -69,7 +69,7 @@ def _follow(task: TrainerJob, child: "subprocess.Popen[bytes]", progress: Path) 
 def _pass_on(task: TrainerJob, progress: dict[str, float]) -> None:
     before, step = task.step, int(progress["step"])
     task.set_info("Training")
-    task.advance(step, [(step, progress["loss"])], progress["seconds_per_step"])
+    task.advance(step, [(step - 1, progress["loss"])], progress["seconds_per_step"])
     if any(task.draws_at(passed) for passed in range(before + 1, step + 1)):
         task.draw()
         task.set_info("Training")

@@ -58,6 +58,8 @@ def _live(session: Session) -> Sequence[TrainingWorker]:
 
 def why_it_waits(services: Services, view: JobView) -> str:
     """Why a job that waits for its turn does not start, in a sentence; empty if others are simply before it."""
+    if view.awaits_approval:
+        return "The training waits for the approval of an operator."
     queue = f"{TRAIN}{view.spec.family}" if view.spec.backend == "local" else REMOTE
     scopes = ("all", f"queue:{queue}", f"family:{view.spec.family}")
     with services.database.reading() as session:

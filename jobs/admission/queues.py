@@ -4,12 +4,13 @@ import sqlalchemy as sa
 from sqlmodel import col
 
 from storage.tables.jobs import ACTIVE, Job
-from training.families.registry import FAMILIES
+from training.families.registry import trained_here
 from training.memory_plan import padded
 from training.spec import TrainSpec
 
+HELD = "held"  # not a queue of Celery either, and not one of QUEUES: these jobs wait for an approval
 REMOTE = "remote"  # not a queue of Celery: jobs of remote backends share one window
-QUEUES = (*(f"train.{family}" for family in FAMILIES), REMOTE)
+QUEUES = (*(f"train.{family}" for family in trained_here()), REMOTE)
 
 
 def queue_of(spec: TrainSpec) -> str:

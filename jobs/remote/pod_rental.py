@@ -9,7 +9,8 @@ import base64
 import hashlib
 import hmac
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -19,16 +20,21 @@ from core.clock import utcnow
 from core.errors import BackendFailed, BackendFull, BackendUnreachable
 from core.ids import new_id
 from core.settings import Settings
+from jobs.owners import audit_log
 from jobs.remote import pod_costs
 from jobs.services import Services
 from storage.tables.remote import PodState, RentedPod
+from training.backends.ai_toolkit import cards
 from training.backends.runpod import GpuType, Pod, PodRequest, RunPod
+from training.spec import TrainSpec, base_model_location
 
 log = logging.getLogger(__name__)
 
 Assign = Callable[[Session, RentedPod | None], None]
 # How long the sweep looks for the pod of an unanswered order. A slower sender finds the order given up.
 ORDER_GRACE_S = 180.0
+_EVERY_CARD_GIB = 20.0  # smaller cards are not worth renting
+_DISK_LEFT_GB = 40  # for the image, the dataset and the outputs
 
 
 def reason_not_to_rent(session: Session, settings: Settings) -> str:
@@ -41,8 +47,42 @@ def reason_not_to_rent(session: Session, settings: Settings) -> str:
     return _recently_refused(session, settings)
 
 
-def rent(services: Services, runpod: RunPod, family: str, assign: Assign) -> tuple[RentedPod | None, str]:
-    """Rent a pod for a training of `family`. Returns the pod and "", or None and why not.
+@dataclass(frozen=True)
+class Needs:
+    """What a training needs of a pod."""
+
+    family: str
+    gib: float  # of the card, for ai-toolkit's defaults
+    least_gib: float  # and with the base model in as few bits as it can be
+    disk_gb: int
+
+    @classmethod
+    def of(cls, spec: TrainSpec, settings: Settings) -> "Needs":
+        location = base_model_location(spec.base_model, settings.base_models)
+        disk_gb = max(settings.pod_disk_gb, cards.disk_gb(spec.family) + _DISK_LEFT_GB)
+        return cls(spec.family, cards.usual_gib(spec.family), cards.least_gib(spec.family, location), disk_gb)
+
+    def too_small(self, runpod: RunPod, names: Sequence[str]) -> set[str]:
+        """Which of these types of GPU the training does not go to: those on which it does not fit.
+
+        Fewer bits than usual are for installations that rent no larger card. RunPod is asked only for families that
+        need one. Raises BackendFailed if all are too small.
+        """
+        if self.least_gib <= _EVERY_CARD_GIB:
+            return set()
+        known = {gpu.id: gpu.memory_gb for gpu in runpod.gpus().values() if gpu.id in names}
+        if known and max(known.values()) < self.least_gib:
+            raise BackendFailed(
+                f"{self.family} needs a GPU with {self.least_gib:.0f} GB, and none of IMPRINT_POD_GPUS has as much"
+            )
+        gib = self.gib if max(known.values(), default=0) >= self.gib else self.least_gib
+        return {name for name, memory in known.items() if memory < gib}
+
+
+def rent(
+    services: Services, runpod: RunPod, needs: Needs, assign: Assign, too_small: Container[str] = ()
+) -> tuple[RentedPod | None, str]:
+    """Rent a pod for a training, with a GPU that is not `too_small`. Returns the pod and "", or None and why not.
 
     `assign` is called in the transaction that makes the pod usable. Raises BackendFailed if RunPod rejects the key, the
     template or the types of GPU.
@@ -53,19 +93,21 @@ def rent(services: Services, runpod: RunPod, family: str, assign: Assign) -> tup
         return None, error.message
     pod_id, reasons = new_id("pod"), []
     for name in services.settings.pod_gpus:
+        if name in too_small:
+            continue
         gpu = catalogue.get(name)
         reason = "is not in RunPod's catalogue" if gpu is None else "" if gpu.available else "is not available now"
         if gpu is None or reason:
             reasons.append(f"{name} {reason}")
             continue
-        row, reason, final = _order(services, pod_id, gpu, family)
+        row, reason, final = _order(services, pod_id, gpu, needs.family)
         if row is None and final:
             return None, reason
         if row is None:
             reasons.append(reason)
             continue
         try:
-            found = runpod.create(_order_of(services, row))
+            found = runpod.create(_order_of(services, row, needs.disk_gb))
         except BackendFull as error:
             reasons.append(f"{name}: {error.message}")
             if error.details.get("status") == 402:
@@ -94,6 +136,7 @@ def take_over(
             pod.state, pod.provider_id, pod.idle_since = PodState.STARTING, found.id, utcnow()
             pod.url = services.settings.pod_proxy.format(pod_id=found.id)
             pod.cost_microdollars_per_h = found.cost_microdollars_per_h or pod.cost_microdollars_per_h
+            audit_log.record(session, "pod.rented", pod_id=pod_id, gpu=pod.gpu)
             log.info("rented pod %s (%s, %s)", pod.name, pod.gpu, found.id)
         if pod is not None and pod.provider_id == found.id and pod.state in (PodState.STARTING, PodState.READY):
             if assign is not None:  # None: the sweep was faster than the sender
@@ -143,13 +186,13 @@ def _order(services: Services, pod_id: str, gpu: GpuType, family: str) -> tuple[
     return pod, "", False
 
 
-def _order_of(services: Services, pod: RentedPod) -> PodRequest:
+def _order_of(services: Services, pod: RentedPod, disk_gb: int) -> PodRequest:
     settings = services.settings
     env = {"AI_TOOLKIT_AUTH": token_of(settings, pod.name)}
     if settings.hf_token is not None:
         env["HF_TOKEN"] = settings.hf_token.get_secret_value()
     image = None if settings.pod_template else settings.pod_image
-    return PodRequest(pod.name, pod.gpu, settings.pod_disk_gb, env, image=image, template=settings.pod_template)
+    return PodRequest(pod.name, pod.gpu, disk_gb, env, image=image, template=settings.pod_template)
 
 
 def _give_up(services: Services, pod_id: str, reason: str) -> None:

@@ -7,6 +7,7 @@ a transaction under one lock (`lock_pods`), so that any number of processes may 
 """
 
 import logging
+from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,6 +17,7 @@ from sqlmodel import Session, col, select
 
 from core.clock import utcnow
 from core.errors import BackendFailed, BackendUnreachable
+from jobs.owners import audit_log
 from jobs.remote import pod_costs, pod_rental
 from jobs.remote.pod_costs import lock_pods, runs_on_pod, share_out_cost
 from jobs.remote.pod_rental import Assign
@@ -65,11 +67,16 @@ def place(services: Services, spec: TrainSpec, assign: Assign) -> PodPlacement:
         raise BackendFailed(
             "no ai-toolkit server is configured: neither IMPRINT_AI_TOOLKIT_URL nor IMPRINT_RUNPOD_API_KEY is set"
         )
+    needs = pod_rental.Needs.of(spec, services.settings)
+    try:
+        too_small = needs.too_small(services.runpod, services.settings.pod_gpus)
+    except BackendUnreachable as error:
+        return PodPlacement(found=False, reason=error.message)
     with services.database.writing() as session:
         lock_pods(session)
         if reason := pod_costs.reason_daily_ceiling_reached(session, services.settings):
             return PodPlacement(found=False, reason=reason)
-        pod = _pod_with_room(session, services.settings.pod_jobs_max, spec.family)
+        pod = _pod_with_room(session, services.settings.pod_jobs_max, spec.family, too_small)
         if pod is not None:
             share_out_cost(session, pod.id)
             pod.idle_since = None
@@ -78,15 +85,15 @@ def place(services: Services, spec: TrainSpec, assign: Assign) -> PodPlacement:
             return PodPlacement(found=True, pod=pod)
         if reason := pod_rental.reason_not_to_rent(session, services.settings):
             return PodPlacement(found=False, reason=reason)
-    pod, reason = pod_rental.rent(services, services.runpod, spec.family, assign)
+    pod, reason = pod_rental.rent(services, services.runpod, needs, assign, too_small)
     return PodPlacement(found=pod is not None, pod=pod, reason=reason)
 
 
-def _pod_with_room(session: Session, most: int, family: str) -> RentedPod | None:
+def _pod_with_room(session: Session, most: int, family: str, too_small: Container[str]) -> RentedPod | None:
     """The best pod with room: one that answers, then a ready one, one that has the base model, the emptiest."""
     usable = select(RentedPod).where(col(RentedPod.state).in_((PodState.READY, PodState.STARTING)))
     loads = [(len(runs_on_pod(session, pod.id)), pod) for pod in session.exec(usable.order_by(col(RentedPod.id)))]
-    fit = [(load, pod) for load, pod in loads if load < most]
+    fit = [(load, pod) for load, pod in loads if load < most and pod.gpu not in too_small]
 
     def rank(one: tuple[int, RentedPod]) -> tuple[bool, bool, bool, int]:
         load, pod = one
@@ -151,6 +158,7 @@ def close(session: Session, pod_id: str, reason: str) -> bool:
     done = session.connection().execute(closed.values(state=PodState.CLOSING, reason=reason)).rowcount == 1
     if done:
         session.expire_all()
+        audit_log.record(session, "pod.closed", pod_id=pod_id, reason=reason)
         log.info("pod %s is closing: %s", pod_id, reason)
     return done
 

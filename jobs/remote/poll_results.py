@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -15,6 +15,7 @@ from core.telemetry.logging import job_context
 from jobs.lifecycle import transitions
 from jobs.remote import runs
 from storage.tables.remote import RemoteRun
+from training.backends.ai_toolkit import server_errors
 from training.backends.ai_toolkit.work import PollResult
 
 log = logging.getLogger(__name__)
@@ -23,12 +24,17 @@ LOST = {"lost": True}  # details of an error after which the server need not be 
 
 
 class PollOutcome(StrEnum):
-    """What a poll led to. OVERTAKEN: another process changed the run first, and nothing was written."""
+    """What a poll led to.
+
+    OUT_OF_SIGHT: the server is away, and a worker looks for the training when it is back. OVERTAKEN: another process
+    changed the run first, and nothing was written.
+    """
 
     RECORDED = "recorded"
     MISSED = "missed"
     COMPLETED = "completed"
     GIVEN_UP = "given up"
+    OUT_OF_SIGHT = "out of sight"
     OVERTAKEN = "overtaken"
 
 
@@ -49,7 +55,7 @@ def record_result(session: Session, polled: PolledRun, settings: Settings) -> Po
         return _record_missed(session, polled, settings)
     if polled.result.status == "completed":
         return _record_completed(session, polled, polled.result, settings)
-    verdict = _verdict(polled.run, polled.result, polled.busy, utcnow(), settings)
+    verdict = _verdict(session, polled.run, polled.result, polled.busy, settings)
     if verdict is not None:
         error, again = verdict
         info = f"{polled.result.status}: {polled.result.info}"
@@ -69,6 +75,9 @@ def _record_missed(session: Session, polled: PolledRun, settings: Settings) -> P
                 log.warning("%s could not be polled, %d times in a row: %s", run.name, run.missed + 1, error)
             return PollOutcome.MISSED if runs.record(session, run, missed=run.missed + 1) else PollOutcome.OVERTAKEN
         error = BackendUnreachable(f"the server did not answer {settings.remote_lost_polls} times in a row")
+        # The trainer is another process than the server's web page, and may well go on.
+        is_left = runs.look_again(session, run, error, settings)
+        return PollOutcome.OUT_OF_SIGHT if is_left else PollOutcome.OVERTAKEN
     return PollOutcome.GIVEN_UP if runs.give_up(session, run, error, settings) else PollOutcome.OVERTAKEN
 
 
@@ -116,13 +125,15 @@ def _record_previews(session: Session, polled: PolledRun) -> None:
 
 
 def _verdict(
-    run: RemoteRun, result: PollResult, busy: bool, now: datetime, settings: Settings
+    session: Session, run: RemoteRun, result: PollResult, busy: bool, settings: Settings
 ) -> tuple[ImprintError, bool] | None:
     """Why a run is given up, and whether another attempt may help; None if it continues."""
+    now = utcnow()
     if result.status == "failed":
-        if "out of memory" in result.info.lower():
-            return OutOfMemory("the server's GPU has too little memory for this training"), False
-        return BackendFailed("the training ended with an error on the server"), True
+        error = server_errors.error_of(result.info)
+        if isinstance(error, OutOfMemory):
+            return error, runs.may_fit_again(session, run, error)
+        return error, type(error) is BackendFailed
     if result.status == "stopped":
         return BackendFailed("the training was stopped on the server"), True
     if run.started_at and now - run.started_at > timedelta(seconds=settings.training_timeout_s):

@@ -1,6 +1,7 @@
 """A job's runs on remote servers, one for each attempt, in the database. This module makes no requests.
 
     submitting -> submitted -> completed -> ended        ended also from any other, with a reason
+              <-  after an outage of the server: the worker that submits it again finds it there
 
 While a run is `submitting` or `completed`, a worker changes it under the lease of the job's stage. While it is
 `submitted`, no worker holds the job, and only the poll that claimed the run last (`looked_at`) changes it. So of two
@@ -25,6 +26,8 @@ from jobs.remote import pod_costs, pods
 from storage.tables.jobs import ACTIVE, Job, Stage
 from storage.tables.remote import RemoteRun, RentedPod, RunState
 from training.backends.ai_toolkit.work import remote_name
+
+_DYING = timedelta(minutes=2)  # how long a trainer that was stopped may still hold the memory of its card
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,12 @@ def record_submitted(session: Session, lease: Lease, run: RemoteRun, remote_id: 
     now = utcnow()
     pod_costs.share_out_cost(session, run.pod_id)
     release_job(session, lease, settings)
-    _change(session, run, state=RunState.SUBMITTED, remote_id=remote_id, submitted_at=now, moved_at=now, missed=0)
+    is_other = run.remote_id not in (None, remote_id)  # the server has lost the first one
+    from_the_start = {"step": 0, "log_offset": 0, "previews": 0} if is_other else {}
+    _change(
+        session, run, state=RunState.SUBMITTED, remote_id=remote_id, submitted_at=now, moved_at=now, missed=0,
+        **from_the_start,
+    )  # fmt: skip
     server = pods.server_name(session, run) or pods.FIXED
     transitions.record_event(session, run.job_id, "remote", status="submitted", server=server, attempt=run.attempt)
 
@@ -186,6 +194,42 @@ def give_up(
         )  # fmt: skip
         transitions.send_launch(session, session.get_one(Job, run.job_id, populate_existing=True), settings, delay_s)
     return True
+
+
+def look_again(session: Session, run: RemoteRun, error: ImprintError, settings: Settings) -> bool:
+    """Let a worker submit a run again whose server does not answer. A training that is still there is left alone.
+
+    So an outage of the server costs no attempt and no steps, unless it lasts. False if another process has changed the
+    run meanwhile.
+    """
+    pod_costs.share_out_cost(session, run.pod_id)
+    if not _change(session, run, state=RunState.SUBMITTING, missed=0):
+        return False
+    update = sa.update(Job).where(_in_training(run))
+    waits = {"attempt": 0, "launches": 0, "waiting_note": error.message, "lease_token": col(Job.lease_token) + 1}
+    if session.connection().execute(update.values(**waits)).rowcount:
+        transitions.record_event(session, run.job_id, "waiting", reason=error.message)
+        transitions.send_launch(
+            session, session.get_one(Job, run.job_id, populate_existing=True), settings, settings.retry_base_s
+        )
+    return True
+
+
+def may_fit_again(session: Session, run: RemoteRun, error: ImprintError) -> bool:
+    """Whether a run that found too little memory may find more: the first time, and if another was just stopped there.
+
+    A trainer that is told to stop may live for seconds, and keeps the memory of the card.
+    """
+    earlier = select(RemoteRun.reason).where(RemoteRun.job_id == run.job_id, col(RemoteRun.attempt) < run.attempt)
+    is_first = not any((reason or "").startswith(error.message) for reason in session.exec(earlier))
+    begun = run.started_at or run.submitted_at or utcnow()
+    others = (
+        select(RemoteRun.name)
+        .where(col(RemoteRun.pod_id).is_not_distinct_from(run.pod_id), RemoteRun.job_id != run.job_id)
+        .where(col(RemoteRun.submitted_at).is_not(None), col(RemoteRun.ended_at) > begun - _DYING)
+        .limit(1)
+    )
+    return is_first or session.exec(others).first() is not None
 
 
 # ---- ended runs on servers ------------------------------------------------------------------------------------

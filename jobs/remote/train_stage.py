@@ -8,6 +8,7 @@ next worker continues with it, and finds by its name what the server already has
 """
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from storage.tables.jobs import Job
 from storage.tables.remote import PodState, RemoteRun, RentedPod, RunState
 from training.backends.ai_toolkit import convert, work
 from training.backends.ai_toolkit.config import find_base_model
-from training.data.dataset import Manifest
+from training.data.dataset import Manifest, with_early_trigger
 from training.ports import Example
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,8 @@ def _give_up(services: Services, lease: Lease, run: RemoteRun, error: ImprintErr
 def _submit(services: Services, lease: Lease, job: Job, run: RemoteRun, folder: Path) -> bool:
     spec = spec_of(job)
     pod = _pod_of(services, run)
+    if pods.is_lost(pod) and run.remote_id is not None:
+        return _give_up(services, lease, run, BackendUnreachable("the rented machine is gone"))
     if run.pod_id is None or pods.is_lost(pod):
         place = pods.place(services, spec, partial(runs.assign, lease, run, services.settings))
         if not place.found:
@@ -98,7 +101,11 @@ def _submit(services: Services, lease: Lease, job: Job, run: RemoteRun, folder: 
     run.pod_id = None if pod is None else pod.id
     server = pods.server_of(services, run.pod_id)
     manifest = Manifest.from_json(services.store.get(keys.manifest(job.dataset_sha256 or "")))
-    examples = intake.unpack(services, manifest, folder)
+    # The trainer cuts captions without a word, and this worker has no tokenizer to see where.
+    examples = [
+        replace(example, caption=with_early_trigger(spec, example.caption))
+        for example in intake.unpack(services, manifest, folder)
+    ]
     order = work.RemoteTraining(run.name, spec, examples, find_base_model(spec, services.settings.base_models))
     try:
         remote_id = work.submit(server, order, partial(_check_lease, services, lease))

@@ -21,6 +21,8 @@ from training.lora.reading import read_lora
 from training.spec import TrainSpec
 
 _PROGRAMS = {"kohya": "ComfyUI, AUTOMATIC1111 and Forge", "comfyui": "ComfyUI", "peft": "diffusers"}
+# Of families whose own form is peft's: programs read the other forms too, but only some trainers need them.
+_OF_PEFT = {"peft": "ComfyUI and diffusers", "kohya": "ComfyUI and musubi-tuner", "comfyui": "ComfyUI and ai-toolkit"}
 _SUFFIXES = {"kohya": "kohya", "comfyui": "comfyui", "peft": "diffusers"}
 _MAX_STEM = 40
 _CONVERTING = threading.Lock()  # a conversion takes several times the memory of its file
@@ -57,7 +59,7 @@ def forms(family: str) -> list[FormChoice]:
     possible = [
         form for form in formats.FORMATS if form not in lora.refused and (form, lora.form) != ("comfyui", "kohya")
     ]
-    programs = _PROGRAMS | ({"peft": "ComfyUI and diffusers"} if possible == ["peft"] else {})
+    programs = _OF_PEFT if lora.form == "peft" else _PROGRAMS
     made = [FormChoice(form, programs[form], form == lora.form) for form in possible]
     return sorted(made, key=lambda form: not form.is_own)
 

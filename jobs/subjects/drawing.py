@@ -27,7 +27,7 @@ from storage.database import insert_if_absent
 from storage.tables.deletions import StoredDrawing
 from training.base_family import family_of_base
 from training.families.record import Drawing
-from training.families.registry import BASE_MODELS, FAMILIES
+from training.families.registry import BASE_MODELS, FAMILIES, trained_here
 from training.spec import base_model_location, is_distilled
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -179,6 +179,8 @@ def draw_locally(
     family = how.family or of_base or (weights.family if weights else None)
     if family not in FAMILIES:
         raise SpecInvalid.of({"family": f"give the family of the base model: {', '.join(FAMILIES)}"})
+    if family not in trained_here():
+        raise SpecInvalid.of({"family": f"{family} is not drawn with on this machine: draw in ComfyUI"})
     if weights is not None and weights.family is not None and weights.family != family:
         raise SpecInvalid.of({"base_model": f"{base_model} is of family {family}, but the LoRA is of {weights.family}"})
     defaults = drawing_defaults(family, base_model, location)

@@ -20,7 +20,7 @@ from jobs.subjects import captions, subject_notes, subject_pictures
 from storage.tables.jobs import StoredPicture
 from training.data.file_kinds import CAPTION_SUFFIXES, CAPTION_TABLES, SUFFIXES, archive_kind
 from training.data.folders.archives import UnpackLimits, unpack
-from training.data.folders.picture_folder import is_hidden, read_folder
+from training.data.folders.picture_folder import MASKS_NOT_USED, is_hidden, masks_of, read_folder
 
 _MAX_CAPTION_FILE_BYTES = 16 * 2**20
 _START_BYTES = 512  # of a file, which tell what it is
@@ -52,6 +52,7 @@ class UploadPart:
     name: str | None
     read: Callable[[], bytes]
     caption: str | None = None
+    is_mask: bool = False
 
 
 @dataclass
@@ -104,12 +105,19 @@ def _add_archive(upload: Upload, index: int, archive: str, folder: Path) -> None
     if not found.pictures and (texts := _caption_files(folder)):
         upload.captions |= texts  # of pictures of earlier uploads
         return
-    upload.notes += [f"{archive}: {note}" for note in found.notes]
+    upload.notes += [f"{archive}: {note}" for note in found.notes if not note.startswith(MASKS_NOT_USED)]
     if not found.pictures:
         upload.refused.append(Refusal(index, str(ImageInvalid.code), f"{archive}: there are no pictures in it"))
     for position, picture in enumerate(found.pictures):
         label = f"{archive}, {picture_label(position, plain_name(picture.path.name))}"
         upload.parts.append(UploadPart(index, label, picture.path.name, picture.path.read_bytes, picture.caption))
+    masks, strays = masks_of(folder)
+    if strays:
+        names = ", ".join(f"masks/{plain_name(mask.name)}" for mask in strays)
+        upload.notes.append(f"{archive}: no picture has the name of these masks: {names}")
+    for mask in masks:
+        label = f"{archive}, masks/{plain_name(mask.name)}"
+        upload.parts.append(UploadPart(index, label, mask.name, mask.read_bytes, is_mask=True))
 
 
 def _caption_files(folder: Path) -> dict[str, bytes]:
@@ -138,7 +146,8 @@ def _reader(content: BinaryIO, limit: int) -> Callable[[], bytes]:
 
 
 def store(services: Services, owner_id: str, subject_id: str, part: UploadPart, *, is_mask: bool = False) -> str:
-    """Store one picture; returns its id. Raises what `subject_pictures.add` raises."""
+    """Store one picture or mask; returns its id. Raises what `subject_pictures.add` raises."""
+    is_mask = is_mask or part.is_mask
     return subject_pictures.add(services, owner_id, subject_id, part.read(), is_mask=is_mask, name=part.name)
 
 
@@ -153,6 +162,9 @@ def finish(
         picture_id: part.caption for picture_id, part in stored.items() if part.caption is not None
     }
     notes = list(upload.notes)
+    if masks := sum(part.is_mask for part in stored.values()):
+        words = "1 mask was stored" if masks == 1 else f"{masks} masks were stored"
+        notes.append(f"{words}; a training with objective.masked uses each for the picture of its name")
     if upload.captions:
         beside, more = _captions_beside(services, owner_id, subject_id, upload.captions)
         texts |= beside

@@ -1,10 +1,10 @@
 """The stored pictures of a subject: added with a first check, listed with a verdict, captioned, removed."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlmodel import Session, col, func, select
@@ -17,6 +17,7 @@ from jobs.stages import intake, picture_source
 from storage.database import insert_if_absent
 from storage.picture_report import StoredReport
 from storage.tables.jobs import PreparedPicture, StoredPicture, Subject
+from training.data.folders.picture_folder import compared_stem
 from training.data.framing import Frame, View
 from training.data.quality import near_duplicates
 from training.data.thumbnail import thumbnail
@@ -188,6 +189,20 @@ def preview_spec(subject: Subject | None) -> TrainSpec:
 def frame_of(spec: TrainSpec) -> Frame:
     """The size at which a recipe trains pictures."""
     return Frame(spec.resolution, spec.aspect_buckets)
+
+
+def with_masks(services: Services, owner_id: str, subject_id: str, images: Sequence[Any]) -> list[Any]:
+    """The pictures of a request, each id with the subject's newest mask of the same name, if there is one."""
+    with services.database.reading() as session:
+        order = (col(StoredPicture.created_at), col(StoredPicture.id))
+        masks = session.exec(select(StoredPicture).where(*belongs_to(owner_id, subject_id, True)).order_by(*order))
+        by_name = {compared_stem(mask.name): mask.id for mask in masks if mask.name}
+        pictures = session.exec(select(StoredPicture).where(*belongs_to(owner_id, subject_id)))
+        found = {one.id: by_name.get(compared_stem(one.name)) for one in pictures if one.name}
+    return [
+        {"ref": image, "mask": mask} if isinstance(image, str) and (mask := found.get(image)) else image
+        for image in images
+    ]
 
 
 def belongs_to(owner_id: str, subject_id: str, is_mask: bool = False) -> tuple[sa.ColumnElement[bool], ...]:

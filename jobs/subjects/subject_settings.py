@@ -105,7 +105,15 @@ def training_arguments(services: Services, owner_id: str, subject_id: str, given
     if "trigger_word" not in arguments:
         with services.database.reading() as session:
             arguments["trigger_word"] = subject_recipe.derive_trigger_word(session, owner_id, subject_id)
+    if isinstance(arguments.get("images"), list) and is_masked(arguments):
+        arguments["images"] = subject_pictures.with_masks(services, owner_id, subject_id, arguments["images"])
     return {**arguments, "owner_id": owner_id, "subject_id": subject_id}
+
+
+def is_masked(arguments: Mapping[str, Any]) -> bool:
+    """Whether the training of these arguments uses masks."""
+    objective = arguments.get("objective")
+    return isinstance(objective, Mapping) and objective.get("masked") is True
 
 
 def keep_trigger_word(services: Services, owner_id: str, subject_id: str, trigger_word: str) -> None:

@@ -4,24 +4,33 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from sqlmodel import select
 
+from core.clock import utcnow
 from core.errors import SchemaUnknown
 from core.settings import Settings
 from credits import ledger
 from credits.audit import audit
+from jobs import screening, shared_objects
+from jobs.deletion import requests
+from jobs.deletion import run as deletions
 from jobs.drawings import drawings
 from jobs.services import Services
+from jobs.stages import stage_runner, steps
+from jobs.subjects import captions, subject_notes
 from storage.database import Database, known_revisions
 from storage.owners import OWNED
+from storage.tables.deletions import Deletion
 from storage.tables.jobs import Job, JobPicture, PreparedPicture, StoredPicture, Subject
 from tests.servers.databases import BOTH
 from tests.servers.postgres import new_database
 from tests.site import ROOT
+from training.families.registry import FAMILIES
 
 _PROCESSES = 6
 # Waits for the others, then does what every process of Imprint does first, and says which revisions it ran.
@@ -364,5 +373,81 @@ def test_a_training_of_before_can_be_drawn_with(empty: str) -> None:
     made = drawings.submit(services, {"owner_id": "ada", "job_id": "job_1", "prompt": "on a beach", "seed": 2**32 - 1})
     assert drawings.get(services, made.drawing_id, "ada") == made
     assert (made.seed, made.pictures, made.credits.held) == (2**32 - 1, [], 2)
+    services.database.close()
+    database.close()
+
+
+def test_a_subject_and_its_training_of_before_have_captions_crops_screening_a_review_and_a_deletion(
+    empty: str, tmp_path: Path
+) -> None:
+    """What migrations 0018, 0019, 0021, 0024 and 0025 brought works on rows of before."""
+    database = Database(empty)
+    database.migrate("0017")
+    at, spec = "2026-01-01 00:00:00", {"base_model": "sd15", "trigger_word": "sks", "family": "sd15", "seed": 7}
+    spec |= {name: FAMILIES["sd15"].recipe[name] for name in ("rank", "alpha", "learning_rate", "resolution", "epochs")}
+    png = f"{1:064x}"
+    rows: dict[str, list[dict[str, object]]] = {
+        "subject": [
+            {"owner_id": "ada", "id": "dog", "train_automatically": False, "profile_sets": 0, "updated_at": at}
+        ],
+        "picture": [
+            {"id": f"pic_{n}", "owner_id": "ada", "subject_id": "dog", "sha256": f"{n:064x}", "key": f"originals/{n}",
+             "size_bytes": 1, "created_at": at, "caption": "a dog", "is_mask": False} for n in range(5)
+        ],
+        "training_job": [
+            {"id": "job_1", "owner_id": "ada", "subject_id": "dog", "request_sha256": "", "spec": json.dumps(spec),
+             "status": "training", "stage": "dataset", "attempt": 0, "step": 0, "total_steps": 9, "lease_token": 0,
+             "launches": 0, "next_look_at": at, "train_seconds": 0.0, "checkpoint_step": 0, "created_at": at,
+             "family": "sd15", "backend": "local", "resolution": 512, "batch_size": 1}
+        ],
+        "job_picture": [
+            {"job_id": "job_1", "position": n, "reference": f"pic_{n}", "state": "good", "source_bytes": 0,
+             "width": 512, "height": 512, "faults": "[]", "lease_token": 0, "attempt": 1,
+             "prepared_sha256": f"{n + 1:064x}", "caption": "a dog"} for n in range(5)
+        ],
+    }  # fmt: skip
+    with database.engine.begin() as connection:
+        for table, values in rows.items():
+            names = ", ".join(values[0])
+            marks = ", ".join(f":{name}" for name in values[0])
+            connection.execute(sa.text(f"INSERT INTO {table} ({names}) VALUES ({marks})"), values)  # noqa: S608 - ours
+    database.migrate()
+    services = Services(
+        Settings(_env_file=None, database_url=empty, home=tmp_path / "home", screen_task="shop.screen")  # type: ignore[arg-type]
+    )
+    # 0018: captions change and change back, on pictures of before; notes are kept.
+    captions.replace(services, "ada", "dog", "a dog", "a puppy")
+    assert {one.caption for one in captions.undo(services, "ada", "dog").changed} == {"a dog"}
+    subject_notes.add(services, "ada", "dog", ["one"])
+    assert subject_notes.get(services, "ada", "dog") == ["one"]
+    # 0024: the pictures are whole, and the job has no notes.
+    with database.reading() as session:
+        assert {one.crop for one in session.exec(select(StoredPicture))} == {None}
+        job = session.get_one(Job, "job_1")
+        assert (job.notes, job.needs_captions, job.review, job.thinned_at) == (None, False, False, None)
+    # 0021: the pictures of the job of before are screened like all others.
+    with pytest.raises(stage_runner.NothingToDo):
+        steps.dataset(services, "job_1")
+    for number in range(5):
+        screening.answer(services, "accept", f"{number + 1:064x}")
+    steps.dataset(services, "job_1")
+    # 0025: an old row may be at the new stages, and at no others.
+    with database.writing() as session:
+        for stage in ("caption", "review"):
+            session.connection().execute(sa.update(Job).values(stage=stage))
+    with pytest.raises(sa.exc.IntegrityError), database.writing() as session:
+        session.connection().execute(sa.update(Job).values(stage="asleep"))
+    # 0019: the training and the subject are deleted, and the index finds who uses a prepared picture.
+    with database.writing() as session:
+        assert shared_objects.note_unused(session, [f"prepared/{png[:2]}/{png}.png"]) is None
+        session.connection().execute(sa.update(Job).values(status="failed", stage="dataset", finished_at=utcnow()))
+    made = requests.delete_subject(services, "ada", "dog")
+    for _ in range(3):
+        deletions.run(services, made.id, lambda _: None)
+        with database.writing() as session:
+            session.connection().execute(sa.update(Deletion).values(quiet_at=utcnow() - timedelta(seconds=1)))
+    with database.reading() as session:
+        assert session.get(Job, "job_1") is None
+        assert session.exec(select(StoredPicture)).all() == []
     services.database.close()
     database.close()

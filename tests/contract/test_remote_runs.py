@@ -162,10 +162,39 @@ def test_three_attempts_then_the_hold_is_released(
 
 def test_what_will_not_get_better_is_not_tried_again(services: Services, job_id: str) -> None:
     submitted(services, job_id)
-    assert see(services, taken(services), seen_as(status="failed", info="CUDA out of memory. Tried …")) == "given up"
-    assert row(services, job_id).failure_code == "out_of_memory"
+    gated = seen_as(status="failed", info="Cannot access gated repo for url https://huggingface.co/x.")
+    assert see(services, taken(services), gated) == "given up"
+    job = row(services, job_id)
+    assert (job.status, job.failure_code) == ("failed", "base_model_unavailable")
+    assert "Cannot access gated repo" in (job.failure_message or "")
+    assert balances(services)["held"] == 0
+
+
+def test_too_little_memory_is_tried_once_more(services: Services, job_id: str) -> None:
+    full = seen_as(status="failed", info="CUDA out of memory. Tried …")
+    submitted(services, job_id)
+    assert see(services, taken(services), full) == "given up"
+    assert row(services, job_id).status == "training"
     assert "Tried" in (newest(services, job_id).reason or "")  # for operators; not for the owner
     assert "Tried" not in (row(services, job_id).waiting_note or "")
+    submitted(services, job_id)
+    assert see(services, taken(services), full) == "given up"
+    assert (row(services, job_id).status, row(services, job_id).failure_code) == ("failed", "out_of_memory")
+
+
+def test_memory_that_a_stopped_training_may_still_hold_is_tried_again(services: Services, job_id: str) -> None:
+    other = service.submit(services, request(services, backend="ai-toolkit", idempotency_key="2")).job_id
+    put_at(services, other, Stage.TRAIN, total_steps=100)
+    submitted(services, other)
+    service.cancel(services, other)
+    with services.database.writing() as session:
+        assert runs.end_runs_of_final_jobs(session, other) == 1
+    for attempt in (1, 2, 3):
+        assert submitted(services, job_id).attempt == attempt
+        with services.database.writing() as session:
+            [run] = runs.claim_submitted(session, services.settings)
+        assert see(services, run, seen_as(status="failed", info="CUDA out of memory")) == "given up"
+        assert row(services, job_id).status == ("failed" if attempt == 3 else "training")
 
 
 def test_a_stall_is_no_step_and_no_log_for_long(services: Services, job_id: str) -> None:
@@ -203,9 +232,27 @@ def test_a_server_is_lost_after_so_many_polls_in_a_row(services: Services, job_i
     silent = BackendUnreachable("no answer")
     assert [see(services, taken(services), error=silent) for _ in range(2)] == ["missed"] * 2
     assert see(services, taken(services), SEEN) == "recorded"
-    assert [see(services, taken(services), error=silent) for _ in range(3)] == ["missed", "missed", "given up"]
-    assert row(services, job_id).status == "training"
-    assert newest(services, job_id).reason == "the server did not answer 3 times in a row"
+    assert [see(services, taken(services), error=silent) for _ in range(3)] == ["missed", "missed", "out of sight"]
+    job = row(services, job_id)
+    assert (job.status, job.step, job.waiting_note) == ("training", 40, "the server did not answer 3 times in a row")
+
+
+def test_a_training_that_outlived_an_outage_goes_on(services: Services, job_id: str) -> None:
+    submitted(services, job_id)
+    assert see(services, taken(services), SEEN) == "recorded"
+    with services.database.writing() as session:
+        assert runs.look_again(session, newest(services, job_id), BackendUnreachable("away"), services.settings)
+        assert runs.uncleared(session, job_id) == []  # nothing deletes it from the server meanwhile
+    run = submitted(services, job_id)  # a worker found it there: the same name, the same id
+    assert (run.attempt, run.state, run.step, run.log_offset) == (1, RunState.SUBMITTED, 40, 900)
+    assert see(services, taken(services), seen_as(status="completed", step=100)) == "completed"
+    assert events(services, job_id, "retry") == []
+    with services.database.writing() as session:  # a later outage, after which the server has lost it
+        session.execute(sa.update(RemoteRun).values(state=RunState.SUBMITTING))
+    lease, run = begun(services, job_id)
+    with services.database.writing() as session:
+        runs.record_submitted(session, lease, run, "uuid-2", services.settings)
+    assert (newest(services, job_id).step, newest(services, job_id).log_offset) == (0, 0)
 
 
 def test_waiting_for_a_machine_is_no_attempt_and_ends_with_the_hold(services: Services, job_id: str) -> None:

@@ -170,6 +170,21 @@ def test_they_are_whole_after_a_conversion(modules: str, to: str) -> None:
     assert (found["diffusers"], found["ComfyUI"]) == ("whole", "whole" if to == "comfyui" else "without its scale")
 
 
+@pytest.mark.parametrize("family", ["flux2-klein-4b", "qwen-image"])
+@pytest.mark.parametrize("to", ["kohya", "comfyui", "peft"])
+def test_every_form_of_a_transformer_is_read_whole(family: str, to: str) -> None:
+    """kohya's and ComfyUI's forms of FLUX.2 have the names of its own code: query, key and value are one layer."""
+    lora = read_lora(written(family, "peft with alphas"))
+    lora.family = family
+    data = serialize_as(lora, to)
+    assert seen(data, family) == "whole"
+    again = read_lora(data)
+    again.family = family
+    assert readers(again)["ComfyUI"] == "whole"
+    again.other_family, again.problems = None, []
+    assert seen(serialize_as(again, "peft"), family) == "whole"
+
+
 @pytest.mark.parametrize(("layout", "dora"), [("kohya", "output"), ("kohya", "input"), ("peft", "vector")])
 def test_lengths_of_a_dora(layout: str, dora: str) -> None:
     data = written("sd15", layout, dora)

@@ -108,11 +108,13 @@ def test_a_path_is_refused_with_the_address_to_write(path: str, content: str) ->
     assert content in found["images.4"]
 
 
-def test_a_remote_trainer_is_refused_a_masked_loss_with_masks_as_without() -> None:
+def test_a_remote_trainer_takes_masks_and_is_refused_what_it_cannot_do_with_them_as_without() -> None:
     images = [*IMAGES[:4], {"ref": "pic_4", "mask": "pic_9"}]
-    found = faults(images=images, objective=MASKED, backend="ai-toolkit")
-    assert found == faults(objective=MASKED, backend="ai-toolkit")
-    assert "ai-toolkit does not support this option" in found["objective.masked"]
+    asked = {"backend": "ai-toolkit", "adapter": {"dora": True}}
+    found = faults(images=images, objective=MASKED, **asked)
+    assert found == faults(objective=MASKED, **asked)
+    assert "objective.masked" not in found
+    assert "ai-toolkit does not support this option" in found["adapter.dora"]
 
 
 def test_every_fault_is_named_at_once() -> None:

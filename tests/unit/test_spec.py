@@ -31,9 +31,38 @@ def test_a_silent_request_gets_its_familys_recipe(
 ) -> None:
     made = spec(base_model=base_model)
     assert (made.family, made.rank, made.alpha, made.resolution) == (family, rank, alpha, resolution)
-    assert (made.learning_rate, made.epochs, made.optimizer, made.batch_size) == (1e-4, 100, "adamw", 1)
+    usual = (1.0, "prodigy") if family == "z-image" else (1e-4, "adamw")
+    assert (made.learning_rate, made.optimizer) == usual
+    assert (made.epochs, made.batch_size) == (100, 1)
     assert made.max_steps is None
     assert not made.aspect_buckets
+
+
+@pytest.mark.parametrize(
+    ("given", "optimizer", "rate"),
+    [
+        ({}, "prodigy", 1.0),
+        ({"learning_rate": 2e-4}, "adamw", 2e-4),  # as before Prodigy was the default
+        ({"optimizer": "adamw8bit"}, "adamw8bit", 1e-4),
+        ({"optimization": {"loraplus_ratio": 4}}, "adamw", 1e-4),
+        ({"learning_rate": 0.5}, "prodigy", 0.5),
+    ],
+)
+def test_a_request_for_adamw_gets_it_where_prodigy_is_the_default(
+    given: dict[str, Any], optimizer: str, rate: float
+) -> None:
+    made = spec(base_model="z-image", **given)
+    assert (made.optimizer, made.learning_rate) == (optimizer, rate)
+    assert spec(base_model="qwen-image", optimizer="adamw8bit").learning_rate == 5e-5
+    assert spec(optimizer="prodigy").learning_rate == 1.0
+
+
+def test_several_resolutions_fit_into_the_prepared_pictures() -> None:
+    made = spec(base_model="sdxl", data={"resolutions": [512, 768, 1024]})
+    assert made.data.resolutions == (512, 768, 1024)
+    for wrong in ([512, 1088], [512, 512], [500], [64, 128, 192, 256, 320]):
+        with pytest.raises(ValidationError, match="resolutions"):
+            spec(base_model="sdxl", data={"resolutions": wrong})
 
 
 def test_what_is_said_wins_over_the_family_and_none_is_not_said() -> None:

@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from training.data.dataset import DatasetPicture, Manifest, build_manifest, caption_for, class_caption, find_trigger
+from training.data.dataset import (
+    DatasetPicture,
+    Manifest,
+    build_manifest,
+    caption_for,
+    class_caption,
+    find_trigger,
+    with_early_trigger,
+)
 from training.spec import TrainSpec
 
 
@@ -92,3 +100,12 @@ def test_the_hash_is_of_pictures_captions_and_order_and_of_nothing_else() -> Non
 def test_what_is_no_manifest(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - json's own error is one
         Manifest.from_json(text)
+
+
+def test_a_remote_trainer_reads_the_trigger_word_of_every_caption() -> None:
+    spec = TrainSpec.model_validate({"base_model": "sd15", "trigger_word": "sks", "seed": 0})
+    long = "on a beach " * 20
+    assert with_early_trigger(spec, f"a photo of sks {long}") == f"a photo of sks {long}"
+    assert with_early_trigger(spec, f"{long} sks") == f"sks, {long} sks"
+    of_many_tokens = spec.model_copy(update={"family": "z-image"})
+    assert with_early_trigger(of_many_tokens, f"{long} sks") == f"{long} sks"

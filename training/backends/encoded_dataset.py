@@ -11,7 +11,8 @@ from core.errors import TooFewImages
 from training.backends.captions import fit_captions
 from training.backends.encodings import Encodings
 from training.data.dataset import class_caption
-from training.engine.cohorts.slot_job import Extras
+from training.data.framing import Frame, view_of
+from training.engine.cohorts.slot_job import Extras, Scale
 from training.engine.evaluation.validation import PreviewPrompts, ValidationSet
 from training.engine.randomness import generator
 from training.families.family import Base, Condition, FamilyCode
@@ -31,6 +32,7 @@ class EncodedDataset:
     extras: Extras
     validation_set: ValidationSet | None
     preview_prompts: PreviewPrompts | None
+    scales: Sequence[Scale] = ()  # at each of the recipe's resolutions; empty: as the pictures are prepared
     notes: Sequence[str] = ()  # on captions that are not read to their end
 
 
@@ -57,31 +59,43 @@ def encode_dataset(
     trained, held = split_held_out(fitted, spec)
     has_classes = bool(spec.objective.prior_weight or spec.objective.prior_share)
     canvas = Example(Path(), "", "", spec.resolution, spec.resolution)
+    sizes = {side: _at(trained, side, spec) for side in spec.data.resolutions}
     conditions = _in_groups(
         {
-            "trained": trained,
+            **_captions(spec, trained, has_classes),
+            **{
+                f"{side} {name}": group
+                for side, scaled in sizes.items()
+                for name, group in _captions(spec, scaled, has_classes).items()
+            },
             "held": held,
-            "blanks": [replace(one, caption="") for one in trained] if spec.data.caption_dropout else [],
-            "classes": [replace(one, caption=class_caption(spec, one.caption)) for one in trained if has_classes],
             "previews": [replace(canvas, caption=prompt) for prompt in _prompts(spec)],
         },
         lambda wanted: encodings.conditions(family, base, wanted),
     )
     moments = _in_groups(
         {
-            "trained": trained,
+            **_pictures(spec, trained),
+            **{
+                f"{side} {name}": group
+                for side, scaled in sizes.items()
+                for name, group in _pictures(spec, scaled).items()
+            },
             "held": held,
-            "mirrored": [replace(one, is_mirrored=True) for one in trained] if spec.data.flip else [],
         },
         lambda wanted: encodings.moments(family, base, wanted, check),
     )
 
-    extras = Extras(
-        mirrored=moments["mirrored"],
-        blanks=conditions["blanks"],
-        classes=conditions["classes"],
-        masks=_masks(spec, trained, moments["trained"]),
-    )
+    def scale(examples: Sequence[Example], prefix: str = "") -> Scale:
+        encoded = moments[f"{prefix}trained"]
+        extras = Extras(
+            mirrored=moments[f"{prefix}mirrored"],
+            blanks=conditions[f"{prefix}blanks"],
+            classes=conditions[f"{prefix}classes"],
+            masks=_masks(spec, examples, encoded),
+        )
+        return Scale(encoded, conditions[f"{prefix}trained"], extras)
+
     validation_set = None
     if held:
         names, masks = [one.sha256 for one in held], _masks(spec, held, moments["held"])
@@ -92,7 +106,37 @@ def encode_dataset(
         side = spec.resolution * first.shape[-2] // trained[0].height
         *prompts, blank = conditions["previews"]
         preview_prompts = PreviewPrompts(prompts, blank, (len(first) // 2, side, side), spec.seed)
-    return EncodedDataset(moments["trained"], conditions["trained"], extras, validation_set, preview_prompts, notes)
+    whole = scale(trained)
+    scales = [scale(scaled, f"{side} ") for side, scaled in sizes.items()]
+    return EncodedDataset(whole.moments, whole.conditions, whole.extras, validation_set, preview_prompts, scales, notes)
+
+
+def _at(examples: Sequence[Example], side: int, spec: TrainSpec) -> list[Example]:
+    """The examples at another resolution than the one that they are prepared for."""
+    made = []
+    for one in examples:
+        view = view_of(one.width, one.height, Frame(side, spec.aspect_buckets))
+        is_same = (view.width, view.height) == (one.width, one.height)
+        prepared = None if is_same else (one.width, one.height)
+        made.append(replace(one, width=view.width, height=view.height, prepared=prepared))
+    return made
+
+
+def _captions(spec: TrainSpec, examples: Sequence[Example], has_classes: bool) -> dict[str, list[Example]]:
+    """The examples with each caption that the recipe needs of them."""
+    return {
+        "trained": list(examples),
+        "blanks": [replace(one, caption="") for one in examples] if spec.data.caption_dropout else [],
+        "classes": [replace(one, caption=class_caption(spec, one.caption)) for one in examples if has_classes],
+    }
+
+
+def _pictures(spec: TrainSpec, examples: Sequence[Example]) -> dict[str, list[Example]]:
+    """The examples with each picture that the recipe needs of them."""
+    return {
+        "trained": list(examples),
+        "mirrored": [replace(one, is_mirrored=True) for one in examples] if spec.data.flip else [],
+    }
 
 
 def _masks(spec: TrainSpec, examples: Sequence[Example], moments: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -131,6 +131,8 @@ def _picture_name(example: Example, dtype: torch.dtype) -> str:
     parts = [example.sha256]
     if example.is_mirrored:
         parts.append("mirrored")
+    if example.prepared is not None:
+        parts.append(f"{example.width}x{example.height}")
     if dtype != torch.float32:
         parts.append(str(dtype))
     return " ".join(parts)

@@ -196,7 +196,8 @@ def _slot_job(
 ) -> SlotJob:  # fmt: skip
     """The job as the engine trains it."""
     spec, device_type = run.spec, engine.base.device.type
-    is_shared = engine.family.shares_steps and len({moments.shape for moments in dataset.moments}) == 1
+    is_one_size = len({moments.shape for moments in dataset.moments}) == 1 and not dataset.scales
+    is_shared = engine.family.shares_steps and is_one_size
     slots = run.slots or max_slots(device_type)
     if plan is not None and not run.deterministic:  # a deterministic step has exactly the requested slots
         slots = min(slots, plan.slots)
@@ -222,6 +223,7 @@ def _slot_job(
         slots=slots if is_shared else 1,
         is_fixed=device_type != "cuda" or run.deterministic,
         extras=dataset.extras,
+        scales=dataset.scales,
         validation_set=dataset.validation_set,
         preview_prompts=preview_prompts,
         evaluate_every=spec.validation.every_epochs * order.steps_per_epoch if is_evaluated else 0,

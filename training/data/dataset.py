@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from training.families.registry import FAMILIES
 from training.spec import TrainSpec
 
 VERSION = 1
@@ -97,6 +98,18 @@ def caption_for(spec: TrainSpec, given: str | None) -> str:
 def with_trigger(spec: TrainSpec, caption: str) -> str:
     """The caption with the trigger word in front of it."""
     return f"{spec.trigger_word}, {caption}"
+
+
+def with_early_trigger(spec: TrainSpec, caption: str) -> str:
+    """The caption with its trigger word where every text encoder of the family reads it, in front if need be.
+
+    Without the base model's tokenizer: a token has at least a byte of text, and two tokens mark start and end.
+    """
+    trigger = find_trigger(spec, caption)
+    sure_bytes = FAMILIES[spec.family].caption_tokens - 2
+    if trigger is not None and len(caption[: trigger.end()].encode()) <= sure_bytes:
+        return caption
+    return with_trigger(spec, caption)
 
 
 def find_trigger(spec: TrainSpec, caption: str) -> re.Match[str] | None:

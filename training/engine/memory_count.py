@@ -192,6 +192,7 @@ def sizes_of(name: Any) -> Sizes:
             targets: sum(site.inputs + site.outputs for site in layers.layout(targets, 4).sites)
             for targets in family.targets
         },
+        modules={targets: len(layers.layout(targets, 4).sites) for targets in family.targets},
         sample=_line(family, config, checkpointing=False),
         checkpointed=_line(family, config, checkpointing=True),
     )
@@ -223,6 +224,7 @@ def _line(family: FamilyCode, config: Mapping[str, Any], *, checkpointing: bool)
 
 def recipe(family: Any, **given: Any) -> TrainSpec:
     """A recipe of the family, for counting."""
+    given = {"optimizer": "adamw", **given}
     return TrainSpec(base_model="counted", family=family, trigger_word="counted", seed=0, **given)
 
 

@@ -25,7 +25,7 @@ def pixels(example: Example) -> Tensor:
     """
     try:
         with Image.open(example.path, formats=["PNG"]) as picture:
-            values = np.asarray(picture.convert("RGB"), np.float32)
+            values = np.asarray(_fitted(picture.convert("RGB"), example), np.float32)
             if example.is_mirrored:
                 values = values[:, ::-1]
     except (OSError, ValueError, SyntaxError) as error:
@@ -36,6 +36,17 @@ def pixels(example: Example) -> Tensor:
             f"{example.width} x {example.height}"
         )
     return torch.from_numpy(values / 127.5 - 1.0).permute(2, 0, 1).unsqueeze(0).contiguous()
+
+
+def _fitted(picture: Image.Image, example: Example) -> Image.Image:
+    """A prepared picture in the size that it is trained at: its middle, scaled down."""
+    if example.prepared is None or picture.size != example.prepared:
+        return picture
+    width, height = picture.size
+    scale = min(width / example.width, height / example.height)
+    left, top = (width - example.width * scale) / 2, (height - example.height * scale) / 2
+    box = (left, top, left + example.width * scale, top + example.height * scale)
+    return picture.resize((example.width, example.height), Image.Resampling.LANCZOS, box)
 
 
 def _label(example: Example) -> str:
@@ -51,7 +62,7 @@ def mask(example: Example, size: tuple[int, int]) -> Tensor:
     with Image.open(example.path, formats=["PNG"]) as picture:
         if picture.mode != "RGBA":
             return torch.ones(1, *size)
-        alpha = torch.from_numpy(np.asarray(picture.getchannel("A"), np.float32) / 255)
+        alpha = torch.from_numpy(np.asarray(_fitted(picture.getchannel("A"), example), np.float32) / 255)
     shown = functional.interpolate(alpha[None, None], size, mode="area")[0]
     mean = shown.mean()
     return shown / mean if mean > 0 else torch.ones(1, *size)

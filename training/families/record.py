@@ -53,6 +53,7 @@ class Sizes:
     quantised: tuple[int, int]  # parameters in the layers that may be quantised; and in the largest of these layers
     encoders: int  # bytes of the text encoders that are loaded together, before the denoiser
     lora: Mapping[str, int]  # parameters of a LoRA of rank 1, by target set
+    modules: Mapping[str, int]  # layers that get a LoRA, by target set
     sample: tuple[int, int]  # bytes of a step per sample, and per latent pixel of a sample
     checkpointed: tuple[int, int]  # the same with gradient checkpointing
 
@@ -83,7 +84,7 @@ class LoraNames:
     naming: Naming  # what a training writes
     form: Form  # the name of that form: what most programs read whole
     # The module that knows which programs read which names: `diffusers`, `comfyui` and `automatic1111`.
-    readers: str
+    readers: str  # empty: it is not known
     # Whether modules are of this family: full canonical names (`transformer.layers.0.attention.to_q`), with the number
     # of inputs of each.
     is_of: Callable[[Mapping[str, int]], bool]
@@ -91,6 +92,10 @@ class LoraNames:
     modules: re.Pattern[str] | None = None  # diffusers' names in the denoiser; None: those of a UNet
     # Names of the family's own code with diffusers' names, as arguments of `re.sub`. A fused module has several.
     original: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    # The shares of the rows of a fused module's parts, by its pattern in `original`, if they differ.
+    ratios: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    # Whether the kohya and comfyui forms have the names of the family's own code.
+    is_fused: bool = False
     words: tuple[str, ...] = ()  # of names that were written with underscores only
     declared: tuple[str, ...] = ()  # words of `ss_base_model_version` and `modelspec.architecture`, in lower case
     kind: str = ""  # the usual name of the kind of model, if files of it may also be of another family
@@ -126,6 +131,16 @@ class SingleFile:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """Base models of a family that ai-toolkit trains in another way, known by their names. The changes to its job."""
+
+    names: re.Pattern[str]  # searched for in the name on the hub, in lower case
+    model: Mapping[str, Any] = field(default_factory=dict)
+    sample: Mapping[str, Any] = field(default_factory=dict)
+    recovery: str = ""  # see AiToolkit
+
+
+@dataclass(frozen=True)
 class AiToolkit:
     """How ai-toolkit trains the family. `model`, `train` and `sample` add to the sections of its job."""
 
@@ -137,11 +152,24 @@ class AiToolkit:
     sample: Mapping[str, Any] = field(default_factory=dict)
     # For each target set, parts of the names of layers that get a LoRA; None: all layers that ai-toolkit trains.
     layers: Mapping[str, tuple[str, ...]] | None = None
+    skipped: tuple[str, ...] = ()  # parts of the names of layers that get none
     has_alpha: bool = False  # False: it trains at scale 1 and writes no alpha, so alpha must equal the rank
     weightings: frozenset[str] = frozenset({"none"})  # that it trains as Imprint does
-    distilled: Mapping[str, Any] | None = None  # changes to `model` for a few-step model; `sample` for its samples
-    distilled_sample: Mapping[str, Any] = field(default_factory=dict)
+    variants: tuple[Variant, ...] = ()  # the first whose names match counts
+    prefix: str = "diffusion_model."  # of the names in its files
     version: str = ""  # `ss_base_model_version` of its files
+    modules: int | None = None  # layers that get a LoRA, where `Family.sizes` does not tell and it is known
+    # Billions of parameters of the denoiser and of the text encoders, which decide about the card and about
+    # quantisation; None: unknown.
+    billions: tuple[float, float] | None = None
+    # A few bits and an accuracy-recovery adapter on the hub, as ai-toolkit writes them: `uint3|owner/name/file`. For
+    # cards on which 8 bits do not fit.
+    recovery: str = ""
+
+    def variant(self, base_model: str) -> Variant | None:
+        """The variant that a base model is of, by its name on the hub."""
+        name = base_model.rsplit("/", 1)[-1].lower()
+        return next((one for one in self.variants if one.names.search(name)), None)
 
 
 @dataclass(frozen=True)
@@ -158,11 +186,12 @@ class Family:
     previews: tuple[int, float]  # steps and guidance scale of previews while training
     lora: LoraNames
     # The parts of its folder in diffusers' layout that training and drawing read, the denoiser first, each with its
-    # class in diffusers or transformers.
-    classes: Mapping[str, str]
-    pipeline: str  # diffusers' class
-    configs: Mapping[str, Config]  # of the standard model, as diffusers and transformers have them
-    home: str  # hub id of a model with the parts that a single file lacks
+    # class in diffusers or transformers. Empty for a family that is trained only on rented servers.
+    classes: Mapping[str, str] = field(default_factory=dict)
+    pipeline: str = ""  # diffusers' class
+    # Of the standard model, as diffusers and transformers have them.
+    configs: Mapping[str, Config] = field(default_factory=dict)
+    home: str = ""  # hub id of a model with the parts that a single file lacks
     code: str | None = None  # the module with its FamilyCode; None: it trains only on rented servers
     code_arguments: Mapping[str, Any] = field(default_factory=dict)
     targets: Mapping[str, str] = field(default_factory=dict)  # see FamilyCode

@@ -3,34 +3,27 @@
 Flow matching as in `flow`. Diffusers' model takes 1 - s as its time and predicts x - n: see the signs in `predict`. s
 is drawn uniformly and shifted towards noise: s = f u / (1 + (f - 1) u), f from the scheduler, 3.0 by default.
 
-Z-Image-Turbo draws in 8 steps because it was distilled, and plain training destroys that. If a de-distilling training
-adapter (a LoRA) is merged during training, the new LoRA fits the distilled model. The LoRA file never contains the
-adapter.
+Z-Image-Turbo draws in 8 steps because it was distilled: see `training_adapter`.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 from torch import Tensor
-from torch.nn import functional
 from transformers import Qwen2Tokenizer, Qwen3Model
 
-from core.errors import BaseModelUnavailable, LoraInvalid
 from training.families import flow
 from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Draw, FamilyCode, Where
 from training.families.latents import encode_pictures, sample, vae_decode
 from training.families.record import Family
+from training.families.training_adapter import as_used, merge_adapter
 from training.families.weights.parts import load_part, vae_number
 from training.families.weights.quantised import place
-from training.lora import formats
-from training.lora.reading import read_lora
 from training.ports import Example
 
 MAX_TOKENS = 512  # as in diffusers' pipeline
@@ -77,69 +70,6 @@ def _load_transformer(record: Family, where: Where) -> Any:
     if where.training_adapter is not None:
         merge_adapter(transformer, where.training_adapter)
     return place(transformer, record.quantised, where.quantisation, where.device)
-
-
-def merge_adapter(transformer: Any, path: Path) -> int:
-    """Add the LoRA in `path` to the transformer's weights, at strength 1; returns the number of layers changed.
-
-    Raises BaseModelUnavailable if the file cannot be read or does not fit.
-    """
-    count = 0
-    try:
-        for layer, a, b in _adapter(transformer, path):
-            change = b @ a
-            if change.shape != layer.weight.shape or not change.isfinite().all():
-                raise ValueError("a layer has another shape, or values that are not finite")
-            layer.weight.add_(change.to(layer.weight))
-            count += 1
-    except (LoraInvalid, OSError, ValueError, AttributeError, KeyError, RuntimeError) as error:
-        raise BaseModelUnavailable(
-            f"the training adapter {path} does not fit the base model ({type(error).__name__}: {str(error)[:200]})"
-        ) from error
-    return count
-
-
-def _adapter(transformer: Any, path: Path) -> Iterator[tuple[Any, Tensor, Tensor]]:
-    """The layers that a training adapter changes, each with its A [rank, in] and B [out, rank], scaled.
-
-    Raises LoraInvalid for a file that is broken, or holds anything that would be lost.
-    """
-    lora = read_lora(path)
-    formats.refuse_other(lora)
-    for module in lora.modules.values():
-        if module.magnitude is not None:
-            raise LoraInvalid(f"{path.name} is a DoRA: a training adapter must be a LoRA")
-        layer = transformer.get_submodule(module.name.module)
-        a, b = (torch.from_numpy(part.floats().copy()) for part in (module.down, module.up))
-        yield getattr(layer, "base_layer", layer), a, b * module.scale
-
-
-@contextmanager
-def as_used(base: Base) -> Iterator[None]:
-    """Inside, the layers that the training adapter was merged into compute as without it.
-
-    Subtracts the adapter's product from each output. No weight changes, so this also works with a quantised base and
-    with recorded steps.
-    """
-    if base.training_adapter is None:
-        yield
-        return
-    if base.adapter is None:
-        base.adapter = [
-            (layer, a.to(base.device, base.dtype), b.to(base.device, base.dtype))
-            for layer, a, b in _adapter(base.denoiser, base.training_adapter)
-        ]
-    hooks = [layer.register_forward_hook(partial(_without, a, b)) for layer, a, b in base.adapter]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _without(a: Tensor, b: Tensor, _: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    """A forward hook: the layer's output without the adapter's product."""
-    return output - functional.linear(functional.linear(inputs[0], a), b)
 
 
 def _as_message(tokenizer: Any, caption: str) -> str:

@@ -115,11 +115,13 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def check_lora_file(
-    path_or_bytes: Path | str | bytes, *, family: str, rank: int, max_bytes: int = DEFAULT_MAX_BYTES
-) -> LoraReport:
+    path_or_bytes: Path | str | bytes, *, family: str, rank: int, modules: int | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+) -> LoraReport:  # fmt: skip
     """Check that a file is a complete LoRA of `family` and `rank`, with finite weights and all metadata.
 
-    The file may come from a remote server, so nothing in it is trusted. Raises LoraInvalid, which says what is wrong.
+    The file may come from a remote server, so nothing in it is trusted. modules: how many it must have, if that is
+    known. Raises LoraInvalid, which says what is wrong.
     """
     data = read_bytes(path_or_bytes, max_bytes)
     try:
@@ -128,6 +130,8 @@ def check_lora_file(
         raise LoraInvalid(f"the LoRA file is damaged: {error}") from error
     naming = naming_of(family)
     stems = _stems(tensors, naming, family)
+    if modules is not None and len(stems) != modules:
+        raise LoraInvalid(f"the LoRA file has {len(stems)} modules; a {family} LoRA with its targets has {modules}")
     alphas = {alpha for stem in stems if (alpha := _check_module(tensors, naming, stem, rank)) is not None}
     if len(alphas) > 1:
         raise LoraInvalid(f"the LoRA file has {len(alphas)} different alphas: {sorted(alphas)[:5]}")

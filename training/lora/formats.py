@@ -15,7 +15,8 @@ from training.families.record import Family, Form
 from training.families.registry import FAMILIES
 from training.lora import file as lora_file
 from training.lora import soundness
-from training.lora.names import of_original
+from training.lora.fusing import fused
+from training.lora.names import of_original, ratios_of
 from training.lora.reading import ADAPTER, Module, ParsedLora
 from training.lora.safetensor import Tensor, pack, tensor
 from training.lora.suffixes import ALPHA, DORA_SCALE
@@ -43,11 +44,13 @@ def serialize_as(lora: ParsedLora, to: str) -> bytes:
     metadata = {key: value for key, value in lora.metadata.items() if key != ADAPTER}
     tensors: dict[str, Tensor] = {}
     modules = [part for held in lora.modules.values() for part in _split(held)]
+    if to != "peft" and family.lora.is_fused:
+        modules = fused(modules, family)
     for module in modules:
         if to == "peft":
             tensors |= _peft(_folded(module) if is_folded else module)
         else:
-            tensors |= _with_alpha(module, family)
+            tensors |= _with_alpha(module, family, to)
     if to == "peft" and not is_folded:
         metadata[ADAPTER] = adapter_metadata(modules)
     return pack(tensors, {**metadata, **lora_file.hashes(tensors, metadata)})
@@ -63,14 +66,17 @@ def refuse_other(lora: ParsedLora) -> None:
 def _split(module: Module) -> list[Module]:
     """A fused module (query, key and value in one) as several with the same down matrix; others as they are."""
     name = module.name.module
-    names = of_original(name) or ()
+    names, ratios = of_original(name) or (), ratios_of(name)
     if len(names) < 2:
         return [module]
-    if module.up.shape[0] % len(names):
-        raise LoraInvalid(f"{name} has {module.up.shape[0]} outputs, which are no {len(names)} matrices of one size")
+    unit, rest = divmod(module.up.shape[0], sum(ratios))
+    if rest:
+        sizes = "of one size" if len(set(ratios)) == 1 else f"in the ratio {':'.join(map(str, ratios))}"
+        raise LoraInvalid(f"{name} has {module.up.shape[0]} outputs, which are no {len(names)} matrices {sizes}")
+    ends = np.cumsum(ratios)[:-1] * unit
 
     def share(part: Tensor, number: int) -> Tensor:
-        return Tensor(part.kind, np.split(part.elements, len(names))[number])
+        return Tensor(part.kind, np.split(part.elements, ends)[number])
 
     made = []
     for number, own in enumerate(names):
@@ -92,16 +98,20 @@ def _folded(module: Module) -> Module:
     return replace(module, alpha=None, up=tensor(module.up.floats() * np.float32(module.scale), module.up.kind))
 
 
-def _with_alpha(module: Module, family: Family) -> dict[str, Tensor]:
-    """The tensors in kohya's format; for a transformer in ComfyUI's, which differs only in the names."""
+def _with_alpha(module: Module, family: Family, to: str) -> dict[str, Tensor]:
+    """The tensors in kohya's format or in ComfyUI's, which differs only in the names, and where it has no alpha."""
     name = module.name
-    if name.part == "transformer":
+    if name.part == "transformer" and to == "kohya":
+        stem, down, up = f"lora_unet_{name.module.replace('.', '_')}", ".lora_down.weight", ".lora_up.weight"
+    elif name.part == "transformer":
         stem, down, up = f"diffusion_model.{name.module}", ".lora_A.weight", ".lora_B.weight"
     else:
         has_two = "text_encoder_2" in family.classes
         first = {"unet": "unet", "text_encoder": "te1" if has_two else "te", "text_encoder_2": "te2"}[name.part]
         stem, down, up = f"lora_{first}_{name.module.replace('.', '_')}", ".lora_down.weight", ".lora_up.weight"
     made = {stem + down: module.down, stem + up: module.up}
+    if to == "comfyui" and family.lora.is_fused:  # diffusers refuses an alpha there, and the scale is in the up matrix
+        return made
     alpha = module.rank if module.alpha is None else module.alpha
     made[stem + ALPHA] = tensor(np.asarray(alpha, np.float32))
     if module.magnitude is not None:

@@ -23,10 +23,10 @@ WITHOUT_SCALE = "without its scale"  # it is in the metadata alone, which only d
 def readers(lora: ParsedLora) -> dict[str, str]:
     """How each program reads the LoRA in the file: `whole`, `no`, `in part (…)`, or a word about its DoRA.
 
-    {} for a file that holds none of a family of ours.
+    {} for a file that holds none of a family of ours, or one of which that is not known.
     """
     modules = list(lora.modules.values())
-    if not modules or lora.family is None:
+    if not modules or lora.family is None or not FAMILIES[lora.family].lora.readers:
         return {}
     rules = import_module(FAMILIES[lora.family].lora.readers)
     family = lora.family

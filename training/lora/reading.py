@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core.errors import LoraInvalid
+from training.families.registry import FAMILIES
 from training.lora import file as lora_file
 from training.lora import origin
 from training.lora.names import ModuleName, parse_module_name, split_prefix
@@ -115,7 +116,7 @@ def _module(stem: str, end: str, other: str, left: dict[str, Tensor], made: Pars
     """Take a module's tensors out of `left` and put them into `made`."""
     is_down = any(word in end for word in ("down", "lora_A"))
     down, up = (end, other) if is_down else (other, end)
-    known = parse_module_name(stem)
+    known = parse_module_name(stem) or _rented_name(stem, made.metadata)
     prefix, part, form = split_prefix(stem)
     name = known or ModuleName(part, stem.removeprefix(prefix), form, prefix, stem.removeprefix(prefix))
     module = Module(name, stem, down, left.pop(stem + down), left.pop(stem + up))
@@ -135,6 +136,18 @@ def _module(stem: str, end: str, other: str, left: dict[str, Tensor], made: Pars
     else:
         made.modules[known.full] = module
     return module
+
+
+def _rented_name(stem: str, metadata: Mapping[str, str]) -> ModuleName | None:
+    """The module of a file that was trained on a rented server, of a family whose names only its record has."""
+    family = FAMILIES.get(metadata.get("imprint_family", ""))
+    if family is None or family.code is not None:
+        return None
+    naming = family.lora.naming
+    module = stem.removeprefix(naming.prefix)
+    if not stem.startswith(naming.prefix) or not naming.modules.fullmatch(module):
+        return None
+    return ModuleName("transformer", module, family.lora.form, naming.prefix, module)
 
 
 def _note_left(left: Mapping[str, Tensor], made: ParsedLora) -> None:

@@ -74,7 +74,7 @@ class TrainRequest(Recipe):
     mask_ids: Any = Field(
         None,
         description="Stored masks, in the order of `imageIds`; null for a picture without one. Needs "
-        "`objective.masked`.",
+        "`objective.masked`. Default: the stored masks with the pictures' names.",
         json_schema_extra={
             "type": "array",
             "items": {"type": ["string", "null"], "maxLength": 200},

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from jobs import overview, screening, service
-from jobs.admission import pauses, workers
+from jobs.admission import approvals, pauses, workers
 from jobs.owners import accounts, audit_log, search, tokens
 from jobs.remote import trainers
 from jobs.services import Services
@@ -37,6 +37,7 @@ def operators(request: Request, services: ServicesDep, _: PageOperatorDep) -> Re
         problems=overview.problems(services),
         credits=accounts.totals(services),
         held=screening.list_held(services),
+        held_trainings=approvals.list_held(services),
         pauses=pauses.list_pauses(services),
         scopes=pauses.SCOPES,
         tokens=[token for token in tokens.list_tokens(services) if token.owner_id is None],
@@ -70,6 +71,21 @@ def decide(
     reason: Annotated[str, Form(max_length=500)] = "",
 ) -> Response:
     screening.decide(services, sha256, accept=verdict == "accept", reason=reason)
+    return RedirectResponse("/operators", 303)
+
+
+@router.post("/trainings/{id}/decide")
+def decide_training(
+    services: ServicesDep,
+    _: PageOperatorDep,
+    training_id: TrainingId,
+    verdict: Annotated[Literal["accept", "refuse"], Form()],
+    reason: Annotated[str, Form(max_length=500)] = "",
+) -> Response:
+    if verdict == "accept":
+        approvals.approve(services, training_id)
+    else:
+        approvals.refuse(services, training_id, reason)
     return RedirectResponse("/operators", 303)
 
 

@@ -17,7 +17,7 @@ from jobs.subjects.subject_pictures import SubjectPicture
 from jobs.view import JobView
 from storage.tables.jobs import Subject
 from training.data.framing import Frame
-from training.families.registry import BASE_MODELS
+from training.families.registry import BASE_MODELS, FAMILIES
 from training.spec import MIN_PICTURES, TrainSpec
 from web.pages.render import count, number
 from web.problems import refusal
@@ -61,8 +61,8 @@ class TrainForm:
 
     def typed(self, **fields: str | None) -> "TrainForm":
         """The form with the fields that were sent; None: was not sent."""
-        given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
-        return replace(self, **given)
+        typed: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+        return replace(self, **typed)
 
     def recipe(self) -> dict[str, Any]:
         """The options of the recipe, with the form's numbers. Raises SpecInvalid for text that is not a number."""
@@ -168,8 +168,11 @@ def bases(services: Services, owner_id: str, form: TrainForm, good: list[str]) -
     made = []
     live = live_bases(services)
     is_local = form.others.get("backend", "local") == "local"
+    settings = services.settings
+    has_servers = settings.ai_toolkit_url is not None or settings.runpod_api_key is not None
     for name, base in BASE_MODELS.items():
-        if base.family in services.settings.disabled_families:
+        is_trained = FAMILIES[base.family].code is not None or has_servers or name == form.base_model
+        if base.family in settings.disabled_families or not is_trained:
             continue
         of_base = replace(form, base_model=name)
         quote, _ = quoted(services, owner_id, of_base, good)

@@ -9,7 +9,7 @@ from core.errors import SpecInvalid
 from jobs import service
 from jobs.requests import quotes, training_request
 from jobs.services import Services
-from jobs.subjects import loras, subject_settings
+from jobs.subjects import loras, subject_pictures, subject_settings
 from web import signing
 from web.auth import Caller, ReaderDep, ServicesDep, TrainerDep
 from web.models.common import snake_keys
@@ -40,6 +40,8 @@ def request_of(services: Services, caller: Caller, subject_id: str, body: TrainR
             odd = [index for index in _not_ids(masks) if masks[index] is not None]
             faults |= {f"images.{index}.mask": "this is not the id of a stored mask" for index in odd}
             images = [_masked(image, mask) for image, mask in zip(images, masks, strict=True)]
+        elif subject_settings.is_masked(arguments):
+            images = subject_pictures.with_masks(services, caller.owner_id, subject_id, images)
     if reason := _on_end_refusal(services, caller, arguments.get("on_end")):
         faults["on_end"] = reason
     if arguments.get("priority") == "high" and "priority" not in caller.token.scopes:

@@ -52,8 +52,10 @@ def test_a_training_from_end_to_end(server: ToolkitServer, order: Orders, tmp_pa
     assert 0 < last.loss < 10
     assert any(one.grew or one.step for one in seen[:-1])
     points = server.loss(remote_id)
-    assert [point.step for point in points] == sorted(point.step for point in points)
-    assert server.loss(remote_id, since=11) == points[-1:]
+    assert [point.step for point in points] == list(range(12))
+    assert server.loss(remote_id, since=10) == points[-1:]
+    # After step 11 was seen, the loss of the step with number 11, the last, is new.
+    assert work.poll(server, server.jobs()[ordered.name], step=11).loss == points[-1].value
     assert {sample.step for sample in last.samples} >= {3, 6, 9}
     (tmp_path / "sample").write_bytes(server.sample_bytes(last.samples[-1].path, 5_000_000))
     with Image.open(tmp_path / "sample") as picture:

@@ -10,6 +10,8 @@ from sqlmodel import select
 from jobs.subjects import subject_pictures
 from storage.tables.jobs import JobPicture
 from tests.contract.web.conftest import RECIPE, REX, Api, problem
+from tests.hostile.test_archives import of_files
+from tests.unit.drawings import drawing, encoded
 
 MASKED = {"objective": {"masked": True}}
 
@@ -92,3 +94,28 @@ def test_faults_are_named_by_the_place_of_the_mask(api: Api, ada: str) -> None:
     bob = api.token("bob")
     theirs = [image["id"] for image in upload(api, bob, png(9))["images"]]
     assert set(faults([*theirs, *nothing[1:]])) == {"maskIds.0"}
+
+
+def test_masks_in_an_archive_belong_to_the_pictures_of_their_names(api: Api, ada: str) -> None:
+    files = {f"rex{number}.png": encoded(drawing(number, 512)) for number in range(5)}
+    files |= {"masks/REX1.png": png(255), "masks/rex3.png": png(0), "masks/other.png": png(9)}
+    answer = api.call("POST", f"{REX}/images", ada, files=[("files", ("rex.zip", of_files(files, ".zip")))])
+    assert answer.status_code == 201, answer.text
+    content = answer.json()
+    images = [image["id"] for image in content["images"]]
+    assert len(images) == 5
+    assert content["notes"] == [
+        "rex.zip: no picture has the name of these masks: masks/other.png",
+        "2 masks were stored; a training with objective.masked uses each for the picture of its name",
+    ]
+    assert masked_pictures(api, api.train(ada, images, **MASKED).json()["id"]) == [1, 3]
+    # With masks of its own, and without the loss for them, a training is as before.
+    plain = api.train(ada, images, maskIds=[None] * 5, seed=8, **MASKED)
+    assert masked_pictures(api, plain.json()["id"]) == []
+    assert masked_pictures(api, api.train(ada, images, seed=9).json()["id"]) == []
+
+
+def masked_pictures(api: Api, job_id: str) -> list[int]:
+    with api.services.database.reading() as session:
+        rows = session.exec(select(JobPicture).where(JobPicture.job_id == job_id)).all()
+    return sorted(row.position for row in rows if row.mask)

@@ -75,6 +75,7 @@ ROWS = [
     Row("GET", "/operators", "operate", 200),
     Row("GET", "/operators/pictures/{sha256}", "operate", 404),
     Row("POST", "/operators/pictures/{sha256}/decide", "operate", 404, form={"verdict": "accept"}),
+    Row("POST", "/operators/trainings/{id}/decide", "operate", 404, form={"verdict": "accept"}),
     Row("GET", "/operators/search", "operate", 200, query="?q=ada"),
     Row("GET", "/operators/jobs/{id}", "operate", 200),
     Row("GET", "/operators/owners/{owner}", "operate", 200),

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 
 from core.errors import LoraInvalid
-from training.backends.ai_toolkit.convert import convert_lora
+from fakes.ai_toolkit.modules import modules_of
+from training.backends.ai_toolkit.convert import _modules, convert_lora
+from training.families.registry import BASE_MODELS, FAMILIES
 from training.lora import file as lora_file
+from training.lora.formats import serialize_as
+from training.lora.inspect import inspect
+from training.lora.reading import read_lora
 from training.lora.safetensor import Array, Tensor, pack, tensor, unpack
 from training.ports import Example
 from training.spec import TrainSpec
@@ -19,6 +24,8 @@ MODULES = {
     "sdxl": "lora_unet_down_blocks_1_attentions_1_transformer_blocks_1_attn1_to_v",
     "z-image": "diffusion_model.layers.29.attention.to_out.0",
 }
+# Their own code fuses query, key and value.
+FUSED = "diffusion_model.double_blocks.4.img_attn.qkv"
 BASES = {"sd15": "sd15", "sdxl": "sdxl", "z-image": "z-image-turbo"}
 EXAMPLES = [Example(Path("1.png"), "sks dog, outside", "a" * 64, 64, 64)]
 
@@ -119,3 +126,65 @@ def test_no_safetensors(harm: Callable[[bytes], bytes], tmp_path: Path) -> None:
         convert_lora(source, tmp_path / "ours", spec("sd15"), EXAMPLES, dataset_sha256="d" * 64)
     with pytest.raises(LoraInvalid, match="cannot be read"):
         convert_lora(tmp_path / "nothing", tmp_path / "ours", spec("sd15"), EXAMPLES, dataset_sha256="d" * 64)
+
+
+def test_a_fused_layer_of_flux2_becomes_three_of_diffusers(tmp_path: Path) -> None:
+    chance = np.random.default_rng(3)
+    down, up = chance.normal(size=(4, 24)).astype(np.float32), chance.normal(size=(36, 4)).astype(np.float32)
+    tensors = {f"{FUSED}.lora_A.weight": tensor(down, "BF16"), f"{FUSED}.lora_B.weight": tensor(up, "BF16")}
+    asked = TrainSpec(base_model="me/klein", family="flux2-klein-4b", trigger_word="sks", rank=4, alpha=4.0, seed=1)
+    source, out = written(tmp_path / "theirs.safetensors", tensors), tmp_path / "ours.safetensors"
+    report = convert_lora(source, out, asked, EXAMPLES, dataset_sha256="d" * 64, base_model="me/klein")
+    assert report.modules == 3
+    ours, _ = unpack(out.read_bytes())
+    stems = [f"transformer.transformer_blocks.4.attn.to_{part}" for part in "qkv"]
+    assert set(ours) == {stem + end for stem in stems for end in (".lora_A.weight", ".lora_B.weight")}
+    got = np.concatenate([product(ours, stem, (".lora_A.weight", ".lora_B.weight")) for stem in stems])
+    assert np.array_equal(got, product(tensors, FUSED, (".lora_A.weight", ".lora_B.weight")))
+
+
+def test_a_family_that_only_the_server_trains_keeps_its_names(tmp_path: Path) -> None:
+    stem = "diffusion_model.blocks.3.attn.wq"
+    tensors = {
+        f"{stem}.lora_A.weight": tensor(np.ones((4, 8)), "BF16"),
+        f"{stem}.lora_B.weight": tensor(np.ones((8, 4)), "BF16"),
+    }
+    asked = TrainSpec(base_model="krea2", trigger_word="sks", rank=4, alpha=4.0, seed=1)
+    source, out = written(tmp_path / "theirs.safetensors", tensors), tmp_path / "ours.safetensors"
+    convert_lora(source, out, asked, EXAMPLES, dataset_sha256="d" * 64, base_model="krea/Krea-2-Raw")
+    assert set(unpack(out.read_bytes())[0]) == set(tensors)
+    seen = inspect(out)
+    assert (seen.family, seen.verdict, seen.modules, seen.readers, seen.warnings) == ("krea2", "sound", 1, {}, [])
+    assert serialize_as(read_lora(out), "comfyui")
+    with pytest.raises(LoraInvalid, match="leave the file as it is"):
+        serialize_as(read_lora(out), "peft")
+    strange = {name.replace("blocks.3", "final.0"): held for name, held in tensors.items()}
+    with pytest.raises(LoraInvalid, match="which no krea2 LoRA has"):
+        convert_lora(written(source, strange), out, asked, EXAMPLES, dataset_sha256="d" * 64)
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "count"), [("sd15", "attention", 128), ("sd15", "all", 192), ("z-image", "attention", 210)]
+)
+def test_a_file_with_fewer_layers_than_the_family_has_is_refused(
+    family: str, targets: str, count: int, tmp_path: Path
+) -> None:
+    source, out = written(tmp_path / "theirs.safetensors", theirs(family, "F32")), tmp_path / "ours.safetensors"
+    asked = spec(family, adapter={"targets": targets})
+    known = BASE_MODELS[BASES[family]].location
+    with pytest.raises(LoraInvalid, match=f"has 1 modules; a {family} LoRA with its targets has {count}"):
+        convert_lora(source, out, asked, EXAMPLES, dataset_sha256="d" * 64, base_model=known)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "z-image", "flux2-klein-4b", "flux2-klein-9b", "qwen-image", "flux1"])
+@pytest.mark.parametrize("targets", ["attention", "all"])
+def test_the_stand_in_server_trains_as_many_layers_as_the_family_has(name: str, targets: str) -> None:
+    family = FAMILIES[name]
+    assert family.toolkit is not None
+    layers = None if family.toolkit.layers is None else family.toolkit.layers[targets]
+    found = modules_of(name, {"network_kwargs": {"only_if_contains": layers}})
+    counted = sum(len(_modules(module, name)) for module in found)
+    assert counted == (family.toolkit.modules if family.sizes is None else family.sizes.modules[targets])
+    if family.sizes is not None:  # and with as many parameters
+        parts = [(len(_modules(module, name)), inputs, outputs) for module, (inputs, outputs) in found.items()]
+        assert sum(count * inputs + outputs for count, inputs, outputs in parts) == family.sizes.lora[targets]

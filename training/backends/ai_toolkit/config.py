@@ -5,7 +5,8 @@ Differences from Imprint's own training loop:
 - adapters of transformers have no alpha (scale 1), so alpha must equal rank;
 - AdamW's epsilon is 1e-6 instead of 1e-8; flow matching draws times uniformly and weights the loss ("weighted") instead
   of shifting them; the base model is quantised to 8 bits where the family's record says so;
-- sd15 and sdxl base models are assumed to predict noise: v-prediction models are not detected.
+- sd15 and sdxl base models are assumed to predict noise: v-prediction models are not detected;
+- a masked loss and mirrored pictures are ai-toolkit's own: it blurs the edges of masks a little.
 """
 
 import re
@@ -14,10 +15,10 @@ from math import ceil
 from typing import Any
 
 from core.errors import SpecInvalid
-from training.backends.ai_toolkit import options
+from training.backends.ai_toolkit import cards, options
 from training.backends.ai_toolkit.answers import ServerFolders
 from training.backends.ai_toolkit.options import toolkit_of
-from training.spec import TrainSpec, base_model_location, is_distilled
+from training.spec import TrainSpec, base_model_location
 
 PROMPTS = ("a photo of {}", "{}, portrait, soft light", "{} in the snow, wide shot")
 
@@ -68,11 +69,13 @@ def job_config(
     base_model: str,
     dataset: str | None = None,
     training_adapter: str | None = None,
+    card_gib: float | None = None,
 ) -> dict[str, Any]:
     """The `job_config` of POST /api/jobs for a training with `pictures` pictures.
 
     name: of the job, and of the dataset unless `dataset` is given. training_adapter: owner/name/file on the hub, for a
-    few-step model; None: ai-toolkit's default. Raises SpecInvalid if ai-toolkit cannot train the recipe.
+    few-step model; None: ai-toolkit's default. card_gib: the memory of the server's GPU, which decides about
+    quantisation; None: ai-toolkit's default. Raises SpecInvalid if ai-toolkit cannot train the recipe.
     """
     check_base_model(base_model)
     if wrong := options.unsupported_options(spec):
@@ -98,7 +101,7 @@ def job_config(
         "datasets": [_dataset(spec, f"{folders.datasets.rstrip('/')}/{dataset or name}")],
         "train": _train(spec, steps),
         "logging": {"log_every": 1, "use_ui_logger": True},
-        "model": _model(spec, base_model, training_adapter),
+        "model": _model(spec, base_model, training_adapter, card_gib),
         "sample": _sample(spec, base_model, every),
     }
     return {
@@ -108,16 +111,13 @@ def job_config(
     }
 
 
-def needs_adapter(spec: TrainSpec, base_model: str) -> bool:
-    """Whether a base model is a few-step one of a family that needs a training adapter for it."""
-    return toolkit_of(spec).distilled is not None and is_distilled(base_model.split("/")[-1])
-
-
 def _network(spec: TrainSpec) -> dict[str, Any]:
     network: dict[str, Any] = {"type": "lora", "linear": spec.rank, "linear_alpha": spec.file_alpha}
     if (names := options.layer_names(spec)) is not None:
         # The layers that Imprint trains; the default is every linear and 1x1 convolution of the UNet.
         network["network_kwargs"] = {"only_if_contains": names}
+    if skipped := toolkit_of(spec).skipped:
+        network["network_kwargs"] = {**network.get("network_kwargs", {}), "ignore_if_contains": list(skipped)}
     return network
 
 
@@ -130,9 +130,11 @@ def _dataset(spec: TrainSpec, folder: str) -> dict[str, Any]:
         "cache_latents_to_disk": True,
         "is_reg": False,
         "network_weight": 1,
-        "resolution": [spec.resolution],
+        "resolution": list(spec.data.resolutions) or [spec.resolution],
         "num_repeats": 1,
         "num_frames": 1,
+        **({"flip_x": True} if spec.data.flip else {}),
+        **({"alpha_mask": True} if spec.objective.masked else {}),  # the masks are the pictures' alpha channels
     }
 
 
@@ -153,13 +155,16 @@ def _train(spec: TrainSpec, steps: int) -> dict[str, Any]:
     return train | dict(toolkit_of(spec).train)
 
 
-def _model(spec: TrainSpec, base_model: str, training_adapter: str | None) -> dict[str, Any]:
+def _model(
+    spec: TrainSpec, base_model: str, training_adapter: str | None, card_gib: float | None
+) -> dict[str, Any]:  # fmt: skip
     known = toolkit_of(spec)
-    model: dict[str, Any] = {"name_or_path": base_model, "arch": known.arch, **known.model}
-    if known.distilled is not None and needs_adapter(spec, base_model):
-        model |= known.distilled
-        model |= {"assistant_lora_path": training_adapter} if training_adapter else {}
-    return model
+    variant = known.variant(base_model)
+    changes = dict(variant.model) if variant is not None else {}
+    if training_adapter is not None and "assistant_lora_path" in changes:
+        changes["assistant_lora_path"] = training_adapter
+    quantised = cards.quantisation(spec.family, base_model, card_gib)
+    return {"name_or_path": base_model, "arch": known.arch, **known.model, **quantised, **changes}
 
 
 def _sample(spec: TrainSpec, base_model: str, every: int) -> dict[str, Any]:
@@ -167,14 +172,15 @@ def _sample(spec: TrainSpec, base_model: str, every: int) -> dict[str, Any]:
     subject = escape_prompt(f"{spec.trigger_word} {spec.class_word}".strip())
     prompts = [escape_prompt(one) for one in spec.validation.previews] or [one.format(subject) for one in PROMPTS]
     known = toolkit_of(spec)
+    variant = known.variant(base_model)
     return {
         "sample_every": every,
-        "width": spec.resolution,
-        "height": spec.resolution,
         "samples": [{"prompt": prompt} for prompt in prompts],
         "neg": "",
         "seed": spec.seed % 2**32,
         "walk_seed": True,
         **known.sample,
-        **(known.distilled_sample if needs_adapter(spec, base_model) else {}),
+        "width": spec.resolution,
+        "height": spec.resolution,
+        **(variant.sample if variant is not None else {}),
     }

@@ -1,10 +1,12 @@
 """Convert ai-toolkit's LoRA files to Imprint's: key names, an explicit alpha, metadata.
 
 Files for sd15 and sdxl have kohya's format: `lora_unet_…` with `.lora_down.weight`, `.lora_up.weight` and `.alpha` (in
-the precision of the file), scale alpha / rank. Files for Z-Image have peft's format: `diffusion_model.…` with
-`.lora_A.weight` and `.lora_B.weight` and without alpha, trained at scale 1, so alpha = rank.
+the precision of the file), scale alpha / rank. Files for transformers have peft's format: `diffusion_model.…` or
+`transformer.…` with `.lora_A.weight` and `.lora_B.weight` and without alpha, trained at scale 1, so alpha = rank. Names
+of a model's own code become diffusers' where Imprint's files have those: a fused module becomes several.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 from core.errors import LoraInvalid, StoreUnavailable
 from training.backends.ai_toolkit.options import toolkit_of
 from training.families.record import Naming
+from training.families.registry import FAMILIES
 from training.lora import file as lora_file
 from training.lora import metadata as lora_metadata
 from training.lora.file import DEFAULT_MAX_BYTES, LoraReport
@@ -32,12 +35,20 @@ def convert_lora(
     weights = _weights(_read_tensors(source), spec)
     metadata = _metadata(spec, examples, dataset_sha256, base_model)
     data = lora_file.serialize_lora(spec.family, weights, spec.file_alpha, metadata)
-    report = lora_file.check_lora_file(data, family=spec.family, rank=spec.rank)
+    report = lora_file.check_lora_file(data, family=spec.family, rank=spec.rank, modules=_count(spec, base_model))
     try:
         lora_file.write_file(out, data)
     except OSError as error:
         raise StoreUnavailable(f"the LoRA file cannot be written: {error.strerror}") from error
     return report
+
+
+def _count(spec: TrainSpec, base_model: str) -> int | None:
+    """How many modules the file must have; None where only the server knows: another base model may be smaller."""
+    family = FAMILIES[spec.family]
+    if base_model not in {base.location for base in family.base_models}:
+        return None
+    return toolkit_of(spec).modules if family.sizes is None else family.sizes.modules[spec.adapter.targets]
 
 
 def _read_tensors(source: Path) -> dict[str, Tensor]:
@@ -56,24 +67,39 @@ def _read_tensors(source: Path) -> dict[str, Tensor]:
 
 def _weights(tensors: Mapping[str, Tensor], spec: TrainSpec) -> dict[str, tuple[Array, Array]]:
     """Down and up of every module, by its name without the prefix. Raises LoraInvalid for other contents."""
-    naming = lora_file.naming_of(spec.family)
+    naming, prefix = lora_file.naming_of(spec.family), toolkit_of(spec).prefix
     weights: dict[str, tuple[Array, Array]] = {}
     used: set[str] = set()
     for name in tensors:
         if not name.endswith(naming.down):
             continue
         stem = name.removesuffix(naming.down)
-        if not stem.startswith(naming.prefix) or not naming.modules.fullmatch(stem, len(naming.prefix)):
+        modules = _modules(stem.removeprefix(prefix), spec.family)
+        if not stem.startswith(prefix) or not all(naming.modules.fullmatch(module) for module in modules):
             raise LoraInvalid(f"the trained file has a tensor {name[:120]!r}, which no {spec.family} LoRA has")
         up = tensors.get(stem + naming.up)
         if up is None:
             raise LoraInvalid(f"the trained file lacks {stem}{naming.up}")
         _check_alpha(tensors.get(f"{stem}.alpha"), stem, naming, spec)
         used |= {name, stem + naming.up, f"{stem}.alpha"}
-        weights[stem.removeprefix(naming.prefix)] = (tensors[name].floats(), up.floats())
+        if not up.shape or up.shape[0] % len(modules):
+            raise LoraInvalid(
+                f"the trained file's {stem} has shape {up.shape}, which is not {len(modules)} equal parts"
+            )
+        down = tensors[name].floats()
+        for module, part in zip(modules, np.split(up.floats(), len(modules)), strict=True):
+            weights[module] = (down, part)
     if strange := sorted(set(tensors) - used):
         raise LoraInvalid(f"the trained file has a tensor {strange[0][:120]!r}, which no {spec.family} LoRA has")
     return weights
+
+
+def _modules(module: str, family: str) -> tuple[str, ...]:
+    """The modules in Imprint's files of one in the model's own code, which may fuse query, key and value."""
+    for pattern, names in FAMILIES[family].lora.original:
+        if (found := re.fullmatch(pattern, module)) is not None:
+            return tuple(found.expand(name) for name in names)
+    return (module,)
 
 
 def _check_alpha(alpha: Tensor | None, stem: str, naming: Naming, spec: TrainSpec) -> None:

@@ -1,9 +1,12 @@
 """Upload pictures and captions to a dataset on an ai-toolkit server, and verify them there."""
 
+import io
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+
+from PIL import Image
 
 from core.errors import BackendFailed, BackendUnreachable
 from training.backends.ai_toolkit import config
@@ -17,21 +20,24 @@ MAX_REQUEST_BYTES = 30_000_000
 File = tuple[str, bytes]
 
 
-def upload_dataset(server: ToolkitServer, dataset: str, examples: Sequence[Example]) -> None:
+def upload_dataset(server: ToolkitServer, dataset: str, examples: Sequence[Example], *, masked: bool = False) -> None:
     """Upload every picture that the dataset lacks as 0001.png, with its caption in 0001.txt.
 
-    Afterwards the server is asked for its files. Raises BackendFailed if they differ from these pictures and captions.
+    masked: give every picture an alpha channel, which ai-toolkit takes as the mask of its loss. Afterwards the server
+    is asked for its files. Raises BackendFailed if they differ from these pictures and captions.
     """
     numbers = range(1, len(examples) + 1)
-    missing = _missing(server, dataset, examples, compare_sizes=True)
+    sizes = {number: len(_picture(examples[number - 1], masked)) for number in numbers}
+    missing = _missing(server, dataset, examples, sizes)
     for tried in range(1, TRIES + 1):
         try:
-            for request in _requests(_pair(number, examples[number - 1]) for number in numbers if number in missing):
+            pairs = (_pair(number, examples[number - 1], masked) for number in numbers if number in missing)
+            for request in _requests(pairs):
                 server.upload(dataset, request)
         except BackendUnreachable:
             # Some may have arrived: check before sending any again.
             time.sleep(backoff_s(tried))
-            missing = _missing(server, dataset, examples, compare_sizes=True)
+            missing = _missing(server, dataset, examples, sizes)
             if tried == TRIES and missing:
                 raise
         else:
@@ -48,10 +54,23 @@ def picture_name(number: int) -> str:
     return f"{number:04d}"
 
 
-def _pair(number: int, example: Example) -> list[File]:
+def _picture(example: Example, masked: bool) -> bytes:
+    """The PNG of a picture. ai-toolkit fails on one without an alpha channel if the loss is masked."""
+    content = example.path.read_bytes()
+    if not masked:
+        return content
+    with Image.open(io.BytesIO(content), formats=["PNG"]) as opened:
+        if opened.mode == "RGBA":
+            return content
+        made = io.BytesIO()
+        opened.convert("RGBA").save(made, "PNG")
+    return made.getvalue()
+
+
+def _pair(number: int, example: Example, masked: bool) -> list[File]:
     # The caption comes last: if it is complete, so is the picture.
     return [
-        (f"{picture_name(number)}.png", example.path.read_bytes()),
+        (f"{picture_name(number)}.png", _picture(example, masked)),
         (f"{picture_name(number)}.txt", config.caption_file(example.caption)),
     ]
 
@@ -72,11 +91,11 @@ def _requests(pairs: Iterable[list[File]]) -> Iterator[list[File]]:
 
 
 def _missing(
-    server: ToolkitServer, dataset: str, examples: Sequence[Example], *, compare_sizes: bool = False
+    server: ToolkitServer, dataset: str, examples: Sequence[Example], sizes: Mapping[int, int] | None = None
 ) -> set[int]:
     """The numbers of the pictures that the dataset lacks. Raises BackendFailed if it has other pictures.
 
-    compare_sizes: also compare file sizes, because an earlier upload may have left a partial file.
+    sizes: also compare the sizes of the files, because an earlier upload may have left a partial file.
     """
     paths = {re.split(r"[/\\]", path)[-1]: path for path in server.pictures(dataset)}
     expected = {f"{picture_name(number)}.png": number for number in range(1, len(examples) + 1)}
@@ -89,6 +108,6 @@ def _missing(
     for name, path in paths.items():
         example = examples[expected[name] - 1]
         same = captions.get(path, "").encode() == config.caption_file(example.caption)
-        if same and (not compare_sizes or server.size_of(path) == example.path.stat().st_size):
+        if same and (sizes is None or server.size_of(path) == sizes[expected[name]]):
             missing.discard(expected[name])
     return missing

@@ -11,8 +11,8 @@ from training.spec import TrainSpec
 _KNOWN = {
     "adapter": {"targets", "rslora"},
     "optimization": {"schedule", "warmup_steps", "weight_decay", "max_grad_norm", "ema_decay"},
-    "objective": {"weighting", "noise_offset"},
-    "data": {"caption_dropout"},
+    "objective": {"weighting", "noise_offset", "masked"},
+    "data": {"caption_dropout", "flip", "resolutions"},
     "validation": {"previews"},
 }
 

@@ -135,8 +135,8 @@ class ToolkitServer:
         data = answer.json()
         return self._parse(lambda: LogPart.of(data))
 
-    def loss(self, remote_id: str, since: int = 0) -> list[LossPoint]:
-        """The loss of each step after `since`, 2,000 at most; [] if the server has none yet."""
+    def loss(self, remote_id: str, since: int = -1) -> list[LossPoint]:
+        """The loss of each step after number `since`, 2,000 at most; [] if the server has none yet. The first is 0."""
         data = self._loss(remote_id, LOSS_KEY, since)
         keys = self._parse(lambda: [str(key) for key in data.get("keys") or []])
         other = next((key for key in sorted(keys) if key.startswith("loss")), None)

@@ -117,7 +117,7 @@ def _create(server: ToolkitServer, training: RemoteTraining, check: Callable[[],
     dataset = server.create_dataset(training.name)
     if dataset != training.name:
         raise BackendFailed(f"the server created a dataset with another name than {training.name}")
-    upload_dataset(server, dataset, training.examples)
+    upload_dataset(server, dataset, training.examples, masked=training.spec.objective.masked)
     job_config = config.job_config(
         training.spec,
         training.name,
@@ -125,6 +125,7 @@ def _create(server: ToolkitServer, training: RemoteTraining, check: Callable[[],
         pictures=len(training.examples),
         base_model=training.base_model,
         training_adapter=training.training_adapter,
+        card_gib=_card_gib(server),
     )
     check()
     try:
@@ -137,6 +138,14 @@ def _create(server: ToolkitServer, training: RemoteTraining, check: Callable[[],
     if found is None:
         raise BackendUnreachable(f"the server has a job {training.name} but does not list it")
     return found
+
+
+def _card_gib(server: ToolkitServer) -> float | None:
+    """The memory of the card that Imprint's jobs run on; None if the server does not say."""
+    try:
+        return next((gpu.memory_bytes / 2**30 for gpu in server.gpus() if str(gpu.index) == GPU), None)
+    except BackendFailed:
+        return None
 
 
 def _is_fresh(job: RemoteJob) -> bool:
@@ -177,8 +186,9 @@ def poll(server: ToolkitServer, job: RemoteJob, log_offset: int = 0, step: int =
     samples: tuple[SampleImage, ...] = ()
     offset = log_offset
     if status == "completed" or (status == "running" and done != step):
-        # The server sends the oldest points first: ask only for the newest.
-        points = server.loss(job.id, max(step if step < done else 0, done - _LOSSES))
+        # The trainer numbers its steps from 0, so number `step` comes after `step` steps. The server sends the points
+        # after a number, the oldest first: ask only for the newest.
+        points = server.loss(job.id, max(step if step < done else 0, done - _LOSSES) - 1)
         loss = fmean(point.value for point in points) if points else None
         samples = tuple(server.samples(job.id))
     elif status == "running":

@@ -25,6 +25,7 @@ _MASKS = "masks"  # subfolder with masks: white counts, black does not
 _FILE_COLUMNS, _TEXT_COLUMNS = ("file_name", "file", "image", "path"), ("text", "caption", "prompt")
 _SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "__macosx"))  # names that begin with a dot are hidden anyway
 _KOHYA = re.compile(r"(\d+)_(\S+)(?: (.+))?")
+MASKS_NOT_USED = "masks are not used"
 _MOST_NAMES = 5  # in one note
 
 
@@ -129,7 +130,7 @@ def _read_part(folder: Path, *, masked: bool) -> PictureFolder:
         )
     if masks and not masked:
         names = tuple(sorted(f"{_MASKS}/{mask.name}" for mask in masks.values()))
-        remarks.append(Remark("masks are not used: set objective.masked to use them: {}", names))
+        remarks.append(Remark(f"{MASKS_NOT_USED}: set objective.masked to use them: {{}}", names))
     remarks += _hidden(sorted(folder.iterdir())) + _other_files(entries) + _other_folders(folder, [folder / _MASKS])
     return PictureFolder(
         tuple(
@@ -143,6 +144,23 @@ def _read_part(folder: Path, *, masked: bool) -> PictureFolder:
         ),
         tuple(remarks),
     )
+
+
+def masks_of(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The masks of a folder's pictures, by name, and those of no picture. A kohya folder has masks of its own."""
+    found: list[Path] = []
+    strays: list[Path] = []
+    for part in _kohya_folders(folder) or [folder]:
+        paths = [path for path in sorted(part.iterdir()) if _is_picture(path)]
+        stems = {_stem(path) for path in paths}
+        for stem, mask in sorted(_masks(part, paths)[0].items()):
+            (found if stem in stems else strays).append(mask)
+    return found, strays
+
+
+def compared_stem(name: str) -> str:
+    """A file's name without its suffix, as the names of pictures, captions and masks are compared."""
+    return _stem(Path(name))
 
 
 def is_hidden(path: Path) -> bool:

@@ -28,11 +28,12 @@ class JobBatch:
 
 def draw(family: FamilyCode, base: Base, job: SlotJob, step: int) -> JobBatch:
     """The batch of `step`, from 0. The draw is on the CPU, the conditions are on the device."""
-    spec, extras = job.run.spec, job.extras
+    spec, scale = job.run.spec, job.scale(step)
+    extras = scale.extras
     places = job.order.batch(step)
     is_mirrored = _chosen(spec.seed, "flip", step, places, 0.5 if spec.data.flip else 0.0)
     moments = [
-        (extras.mirrored if mirrored else job.moments)[place]
+        (extras.mirrored if mirrored else scale.moments)[place]
         for place, mirrored in zip(places, is_mirrored, strict=True)
     ]
     made = family.draw(base, torch.stack(moments), generator(spec.seed, "step", step))
@@ -43,7 +44,7 @@ def draw(family: FamilyCode, base: Base, job: SlotJob, step: int) -> JobBatch:
     weights = family.weigh(base, made.times, spec.objective.weighting).view(-1, 1, 1, 1) * made.weights
     conditions = []
     for row, place in enumerate(places):
-        captions = extras.classes if recalled[row] else extras.blanks if is_dropped[row] else job.conditions
+        captions = extras.classes if recalled[row] else extras.blanks if is_dropped[row] else scale.conditions
         conditions.append(captions[place])
         if extras.masks and not recalled[row]:  # the prior loss counts everywhere
             weights[row] *= extras.masks[place].flip(-1) if is_mirrored[row] else extras.masks[place]

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from training.engine.evaluation.validation import PreviewPrompts, ValidationSet
 from training.engine.optimizers.stack import Stack
-from training.engine.randomness import SampleOrder
+from training.engine.randomness import SampleOrder, generator
 from training.engine.state import State
 from training.families.family import Condition
 from training.lora.safetensor import Array
@@ -25,6 +26,15 @@ class Extras:
     blanks: Sequence[Condition] = ()  # of an empty caption
     classes: Sequence[Condition] = ()  # of the caption with the class word, for prior preservation
     masks: Sequence[Tensor] = ()  # [1, h, w] at the latents' resolution, 1 on average
+
+
+@dataclass(frozen=True)
+class Scale:
+    """All pictures of a job at one resolution."""
+
+    moments: Sequence[Tensor]
+    conditions: Sequence[Condition]  # those of some families depend on the size
+    extras: Extras
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,7 @@ class SlotJob:
     slots: int  # the most slots that its cohort may have
     is_fixed: bool  # always use exactly `slots` slots: then no bit of its result depends on other jobs
     extras: Extras = field(default_factory=Extras)
+    scales: Sequence[Scale] = ()  # one of them is trained at each step; empty: the pictures as they are prepared
     validation_set: ValidationSet | None = None
     preview_prompts: PreviewPrompts | None = None
     evaluate_every: int = 0  # steps between two evaluations; 0: none
@@ -86,6 +97,13 @@ class SlotJob:
             self.attended = -1  # what the base model draws is due before the first step
         if self.state is not None:
             self.validation_losses, self.best = list(self.state.validation_losses), self.state.best
+
+    def scale(self, step: int) -> Scale:
+        """The pictures of step number `step`, at the resolution that is drawn for it."""
+        if not self.scales:
+            return Scale(self.moments, self.conditions, self.extras)
+        chance = generator(self.run.spec.seed, "resolution", step)
+        return self.scales[int(torch.randint(len(self.scales), (1,), generator=chance))]
 
     @property
     def is_done(self) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from training.families.record import (
+    AiToolkit,
     BaseModel,
     Drawing,
     Family,
@@ -15,6 +16,7 @@ from training.families.record import (
     Sizes,
 )
 from training.families.records.encoder_configs import QWEN3_4B, QWEN3_8B, autoencoder
+from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
 from training.families.weights import checkpoint_names
 
 _ATTENTION = (
@@ -55,6 +57,7 @@ _SIZES_4B = Sizes(
     quantised=(3680501760, 84934656),
     encoders=8044936192,
     lora={"attention": 1167360, "all": 1505280},
+    modules={"attention": 80, "all": 100},
     sample=(1964710912, 3818208),
     checkpointed=(214713344, 400688),
 )
@@ -63,6 +66,7 @@ _SIZES_9B = Sizes(
     quantised=(8724152320, 150994944),
     encoders=15136811008,
     lora={"attention": 1998848, "all": 2719744},
+    modules={"attention": 112, "all": 144},
     sample=(3308160000, 6428592),
     checkpointed=(319005696, 591248),
 )
@@ -102,7 +106,8 @@ def _is_file(doubles: range, singles: int) -> Callable[[Mapping[str, str]], bool
 
 
 def _klein(
-    size: str, encoder: Mapping[str, Any], width: int, doubles: int, singles: int, fewest: int, **more: Any
+    size: str, encoder: Mapping[str, Any], width: int, doubles: int, singles: int, fewest: int,
+    billions: tuple[float, float], **more: Any,
 ) -> Family:  # fmt: skip
     name, heads = f"flux2-klein-{size.lower()}", width // 128
     return Family(
@@ -132,10 +137,7 @@ def _klein(
                 f"klein-base-{size.lower()}",
             ),
             kind="FLUX.2",
-            refused={
-                "kohya": "ComfyUI and diffusers read the peft form of FLUX.2: convert to peft",
-                "comfyui": "ComfyUI reads the peft form of FLUX.2: convert to peft",
-            },
+            is_fused=True,
             architecture=f"{name}/lora",
             version=f"flux2_klein_{size.lower()}",
         ),
@@ -182,6 +184,20 @@ def _klein(
             sources={"transformer": checkpoint_names.flux2},
             is_of=_is_file(range(fewest, doubles + 1), singles),
         ),
+        toolkit=AiToolkit(
+            arch=f"flux2_klein_{size.lower()}",
+            precision="bf16",
+            prediction="flow",
+            version=f"flux2_klein_{size.lower()}",
+            model=QUANTISED | {"low_vram": True, "model_kwargs": {"match_target_res": False}},
+            train=FLOW | {"timestep_type": "weighted"},
+            sample=FLOW_SAMPLE,
+            layers={
+                "attention": ("img_attn", "txt_attn", "linear1", "linear2"),
+                "all": ("double_blocks", "single_blocks"),
+            },
+            billions=billions,
+        ),
         refused={
             "adapter.dora": "no program reads a DoRA of FLUX.2",
             "objective.noise_offset": "the patches of FLUX.2 have no channel that is the brightness",
@@ -197,6 +213,7 @@ KLEIN_4B = _klein(
     5,
     20,
     1,
+    (3.9, 4.0),
     base_models=(
         BaseModel(
             "flux2-klein-4b", "flux2-klein-4b", "black-forest-labs/FLUX.2-klein-base-4B", "FLUX.2 [klein] 4B base",
@@ -214,6 +231,7 @@ KLEIN_9B = _klein(
     8,
     24,
     6,
+    (9.1, 8.2),
     base_models=(
         BaseModel(
             "flux2-klein-9b", "flux2-klein-9b", "black-forest-labs/FLUX.2-klein-base-9B", "FLUX.2 [klein] 9B base",

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 
 from training.families.record import (
+    AiToolkit,
     BaseModel,
     Drawing,
     Family,
@@ -12,8 +13,10 @@ from training.families.record import (
     Price,
     SingleFile,
     Sizes,
+    Variant,
 )
 from training.families.records.encoder_configs import QWEN2_5_VL_7B
+from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
 from training.families.weights import checkpoint_names
 
 _ATTENTION = r"transformer_blocks\.\d+\.attn\.(to_(q|k|v|out\.0)|add_(q|k|v)_proj|to_add_out)"
@@ -32,6 +35,7 @@ _SIZES = Sizes(
     quantised=(13589544960, 37748736),
     encoders=16584333312,
     lora={"attention": 2949120, "all": 6635520},
+    modules={"attention": 480, "all": 720},
     sample=(1730445824, 1676526),
     checkpointed=(141741056, 133844),
 )
@@ -84,10 +88,6 @@ FAMILY = Family(
         ),
         declared=("qwen_image", "qwen-image"),
         kind="Qwen-Image",
-        refused={
-            "kohya": "diffusers and ComfyUI read the peft form of Qwen-Image: convert to peft",
-            "comfyui": "ComfyUI reads the peft form of Qwen-Image: convert to peft",
-        },
         architecture="qwen-image/lora",
         version="qwen_image",
     ),
@@ -124,6 +124,25 @@ FAMILY = Family(
         marks={"transformer": (_MARK,)},
         sources={"transformer": checkpoint_names.same},
         is_of=_is_file,
+    ),
+    toolkit=AiToolkit(
+        arch="qwen_image",
+        precision="bf16",
+        prediction="flow",
+        version="qwen_image",
+        model=QUANTISED | {"low_vram": True},
+        train=FLOW | {"timestep_type": "weighted"},
+        sample=FLOW_SAMPLE,
+        layers={"attention": (".attn.",), "all": (".attn.", "_mlp.")},
+        billions=(20.4, 8.3),
+        recovery="uint3|ostris/accuracy_recovery_adapters/qwen_image_torchao_uint3.safetensors",
+        variants=(
+            Variant(
+                re.compile("2512"),
+                {"arch": "qwen_image:2512"},
+                recovery="uint3|ostris/accuracy_recovery_adapters/qwen_image_2512_torchao_uint3.safetensors",
+            ),
+        ),
     ),
     refused={"adapter.dora": "no program reads a DoRA of Qwen-Image"},
 )  # fmt: skip

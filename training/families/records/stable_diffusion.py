@@ -82,13 +82,14 @@ def _is_sd15_file(kinds: Mapping[str, str]) -> bool:
     return _UNET_FILE in kinds and not _is_xl_file(kinds)
 
 
-def _toolkit(arch: str, precision: str, version: str, **train: Any) -> AiToolkit:
+def _toolkit(arch: str, precision: str, version: str, billions: tuple[float, float], **train: Any) -> AiToolkit:
     attention = ("attn1.to_", "attn2.to_")
     return AiToolkit(
         arch=arch,
         precision=precision,
         prediction="epsilon",
         version=version,
+        billions=billions,
         model={"quantize": False, "quantize_te": False},
         train={"noise_scheduler": "ddpm", **train},
         sample={"sampler": "ddpm", "guidance_scale": 6.0, "sample_steps": 20},
@@ -96,6 +97,7 @@ def _toolkit(arch: str, precision: str, version: str, **train: Any) -> AiToolkit
         # blocks have no names such as these.
         layers={"attention": attention, "all": (*attention, "ff.net.", "proj_in", "proj_out")},
         has_alpha=True,
+        prefix="lora_unet_",
         weightings=frozenset({"none", "min_snr"}),
     )
 
@@ -163,6 +165,7 @@ SD15 = Family(
         quantised=(242196480, 13107200),
         encoders=492241920,
         lora={"attention": 199296, "all": 423936},
+        modules={"attention": 128, "all": 192},
         sample=(5657088, 211726),
         checkpointed=(1835008, 57696),
     ),
@@ -176,7 +179,7 @@ SD15 = Family(
         sources=_SOURCES,
         is_of=_is_sd15_file,
     ),
-    toolkit=_toolkit("sd15", "float32", "sd_1.5", gradient_checkpointing=False),
+    toolkit=_toolkit("sd15", "float32", "sd_1.5", (0.9, 0.1), gradient_checkpointing=False),
 )
 
 SDXL = Family(
@@ -248,6 +251,7 @@ SDXL = Family(
         quantised=(2207744000, 13107200),
         encoders=3264327680,
         lora={"attention": 1451520, "all": 2659840},
+        modules={"attention": 560, "all": 722},
         sample=(37750784, 369112),
         checkpointed=(11945472, 33440),
     ),
@@ -262,5 +266,5 @@ SDXL = Family(
         sources=_SOURCES | {"text_encoder_2": checkpoint_names.open_clip},
         is_of=_is_xl_file,
     ),
-    toolkit=_toolkit("sdxl", "float16", "sdxl_1.0"),
+    toolkit=_toolkit("sdxl", "float16", "sdxl_1.0", (2.6, 0.8)),
 )

@@ -13,6 +13,7 @@ from training.families.record import (
     Price,
     SingleFile,
     Sizes,
+    Variant,
 )
 from training.families.records.encoder_configs import QWEN3_4B, autoencoder
 from training.families.weights import checkpoint_names
@@ -60,7 +61,15 @@ FAMILY = Family(
             "Apache-2.0",
         ),
     ),
-    recipe={"rank": 16, "alpha": 16.0, "learning_rate": 1e-4, "resolution": 1024, "epochs": 100},
+    # Prodigy: with AdamW at 1e-4 Z-Image did not converge in a comparison of models on 24 photos (modl.run, 2026-03).
+    recipe={
+        "rank": 16,
+        "alpha": 16.0,
+        "optimizer": "prodigy",
+        "learning_rate": 1.0,
+        "resolution": 1024,
+        "epochs": 100,
+    },
     price=Price(800, 1024),
     seconds_per_step=1.1,
     drawing=Drawing(28, 4.0, 1024),
@@ -149,6 +158,7 @@ FAMILY = Family(
         quantised=(6016204800, 39321600),
         encoders=8044936192,
         lora={"attention": 2188800, "all": 2657280},
+        modules={"attention": 210, "all": 240},
         sample=(2137366528, 2069286),
         checkpointed=(162610176, 141675),
     ),
@@ -179,12 +189,26 @@ FAMILY = Family(
             "cache_text_embeddings": True,
         },
         sample={"sampler": "flowmatch", "guidance_scale": 4.0, "sample_steps": 30},
-        distilled={
-            "arch": "zimage:turbo",
-            "assistant_lora_path": (
-                "ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v2.safetensors"
+        variants=(
+            Variant(
+                re.compile(r"de-?turbo"),
+                # It has only the denoiser.
+                {"arch": "zimage:deturbo", "extras_name_or_path": "Tongyi-MAI/Z-Image-Turbo"},
+                {"guidance_scale": 3.0, "sample_steps": 25},
             ),
-        },
-        distilled_sample={"guidance_scale": 1.0, "sample_steps": 9},
+            Variant(
+                re.compile("turbo"),
+                {
+                    "arch": "zimage:turbo",
+                    "assistant_lora_path": (
+                        "ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v2.safetensors"
+                    ),
+                },
+                {"guidance_scale": 1.0, "sample_steps": 9},
+            ),
+        ),
+        # Its own default is all linear layers of these blocks.
+        layers={"attention": ("attention.", "feed_forward."), "all": ("layers.",)},
+        billions=(6.2, 4.0),
     ),
 )
