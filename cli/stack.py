@@ -74,8 +74,9 @@ class Supervisor:
         draws = [queues.DRAW + family for family in trained_here()]
         # On a GPU the training worker draws too: its trainings wait meanwhile. On a CPU it leaves that to another one.
         trains = [*(queues.TRAIN + family for family in trained_here()), *draws]
+        io = f"{queues.FINISH},io,cpu,sweep"
         members = [
-            Member("io", [*worker, "-n", "io@%h", "-Q", "io,cpu,sweep", "-c", str(self._settings.io_concurrency)]),
+            Member("io", [*worker, "-n", "io@%h", "-Q", io, "-c", str(self._settings.io_concurrency)]),
             Member("fetch", [*worker, "-n", "fetch@%h", "-Q", "fetch,notices", "-P", "threads"]),
             Member("train", [*worker, "-n", "train@%h", "-Q", ",".join(trains), "-P", "threads"]),
             Member("beat", ["beat", "--loglevel", "WARNING"]),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from jobs.admission import approvals
-from jobs.deletion import retention
+from jobs.deletion import history, retention
 from jobs.deletion import run as deletions
 from jobs.drawings import drawings
 from jobs.lifecycle import sweeps
@@ -24,6 +24,7 @@ PARTS: Mapping[str, Sequence[Part]] = {
         Part("drawings", drawings.repair),
         Part("deletions", deletions.sweep),
         Part("retention", retention.sweep),
+        Part("history", history.trim),
         Part("relay", relay),
         Part("done", sweeps.sweep_done),
     ),

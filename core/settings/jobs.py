@@ -33,6 +33,12 @@ class JobSettings(BaseModel):
         description="The pictures and kept checkpoints of a training are deleted this many days after its end; the "
         "LoRA file stays. Unset: they stay until they are deleted.",
     )
+    history_days: int | None = Field(
+        None,
+        ge=1,
+        description="The events and sent messages of a training are deleted this many days after its end; the "
+        "training, its charges and the audit log stay. Unset: they stay until the training is deleted.",
+    )
     hold_days: int = Field(7, ge=1, description="A hold on credits expires after this many days.")
 
     # ---- whose turn it is ----

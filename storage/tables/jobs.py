@@ -170,6 +170,13 @@ class Job(SQLModel, table=True):
         ),
         sa.Index("ix_training_job_kind", "family", "backend", "resolution", "batch_size", "finished_at"),
         sa.Index("ix_training_job_dataset", "dataset_sha256"),
+        *(
+            sa.Index(
+                f"ix_training_job_not_{name}", "finished_at",
+                sqlite_where=sa.text(f"{name}_at IS NULL"), postgresql_where=sa.text(f"{name}_at IS NULL"),
+            )
+            for name in ("thinned", "trimmed")
+        ),
     )  # fmt: skip
 
     id: str = Field(primary_key=True)
@@ -247,6 +254,7 @@ class Job(SQLModel, table=True):
     started_at: datetime | None = Field(default=None, sa_column=time_column())
     finished_at: datetime | None = Field(default=None, sa_column=time_column())
     thinned_at: datetime | None = Field(default=None, sa_column=time_column())  # when retention deleted its pictures
+    trimmed_at: datetime | None = Field(default=None, sa_column=time_column())  # when it deleted events and messages
 
     @property
     def public_model_id(self) -> str:

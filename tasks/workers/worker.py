@@ -103,6 +103,14 @@ def _set_concurrency(conf: Any, options: dict[str, Any], **_: Any) -> None:
 
 
 @celeryd_after_setup.connect
+def _take_last_stages(instance: Any, **_: Any) -> None:
+    """Take the last stages of trained jobs on a worker that was started with the queues of an earlier version."""
+    taken = instance.app.amqp.queues
+    if "io" in taken.consume_from and queues.FINISH not in taken.consume_from:
+        taken.select_add(taken[queues.FINISH])
+
+
+@celeryd_after_setup.connect
 def _share_slots(instance: Any, **_: Any) -> None:
     """Owners take turns on the threads of a fetch worker. Processes of a prefork pool do not know of each other."""
     if "fetch" in instance.app.amqp.queues.consume_from and _has_threads(instance.pool_cls):

@@ -39,7 +39,7 @@ class Row:
     query: str = ""
 
 
-_START = {"key": "0" * 32, "credits_shown": "9999", "trigger_word": "hush", "base_model": "sd15"}
+_START = {"key": "0" * 32, "credits_shown": "9999", "trigger_word": "hush", "base_model": "sd15", "beside": "yes"}
 _CROP = {"left": "0", "top": "0", "width": "400", "height": "400"}
 ROWS = [
     Row("GET", "/sign-in", None, 200),
