@@ -1,7 +1,7 @@
 # Every target is a line or two; the work is done in tools/ and in the packages themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help docs docs-serve setup demo demo-remote up test test-quick test-full lint types imports audit faults faults-remote faults-callbacks soak bench-pipeline bench-decoding bench-ledger bench-fair bench-recovery bench-resume bench-full bench-gpu bench-remote bench-train bench-train-quick bench-quality bench-web clean
+.PHONY: help docs docs-serve setup demo demo-remote up test test-quick test-full lint types imports audit faults faults-remote faults-callbacks soak screenshots bench-pipeline bench-decoding bench-ledger bench-latency bench-scale bench-fleet bench-fair bench-recovery bench-resume bench-full bench-gpu bench-remote bench-train bench-train-quick bench-quality bench-web clean
 
 # Tests start hundreds of processes, so compiled modules must be kept, whatever the shell has set.
 unexport PYTHONDONTWRITEBYTECODE
@@ -66,6 +66,9 @@ faults-callbacks: setup  ## two hundred trainings with callbacks while processes
 soak: setup  ## 5,000 jobs through the whole stack, and what grows with them, as JSON; SOAK_JOBS=300 for less
 	@$(BIN)/python -m benchmarks.soak --jobs $(SOAK_JOBS) --bases $(SOAK_BASES)
 
+screenshots: setup  ## every page, three sizes, two themes, with an index; PAGE=samples for one
+	@$(BIN)/python -m tools.screenshots --only "$(PAGE)"
+
 bench-web: setup  ## HTTP API with 200 event streams and 50 requests a second, as JSON
 	@$(BIN)/python -m benchmarks.web
 
@@ -77,6 +80,15 @@ bench-decoding: setup  ## cost of decoding pictures in a child process, as JSON
 
 bench-ledger: setup  ## ledger entries per second on PostgreSQL and SQLite, as JSON
 	@$(BIN)/python -m benchmarks.ledger
+
+bench-latency: setup  ## what a job costs beside its training, and latencies, as JSON
+	@$(BIN)/python -m benchmarks.latency
+
+bench-scale: setup  ## 20,000 waiting jobs and 200 simulated workers on PostgreSQL, as JSON
+	@$(BIN)/python -m benchmarks.scale
+
+bench-fleet: setup  ## a simulation: what saturates first up to 1,000 GPUs, as JSON
+	@$(BIN)/python -m benchmarks.fleet
 
 bench-fair: setup  ## waits of owners with few jobs beside one with 500, with kills, as JSON
 	@$(BIN)/python -m benchmarks.fairness

@@ -13,6 +13,7 @@ _redis_options = {
     # Look for messages of dead workers right after the timeout, not up to 100 s later.
     "unacked_restore_interval": 2,
     "unacked_restore_throttle": 1,
+    "queue_order_strategy": "tasks.messages.queue_order:FinishFirst",
     "socket_keepalive": True,
     "health_check_interval": 30,
 }
@@ -63,10 +64,12 @@ task_queues = [
 ]
 task_create_missing_queues = False
 _on_fetch = ("preprocess", "fetch_images", "draw", "screen", "ask_caption")
-# Workers alternate between their queues, so a sweep does not wait behind a backlog of other tasks. Tasks that call
-# addresses of owners have queues and a worker of their own, because a slow host holds a slot.
+# Workers alternate between their queues, so a sweep does not expire behind a backlog of other tasks. Only the last
+# stages of trained jobs go first (tasks/messages/queue_order.py). Tasks that call addresses of owners have queues and a
+# worker of their own, because a slow host holds a slot.
 task_routes = {
     **{f"imprint.{name}": {"queue": "cpu"} for name in ("caption", "dataset")},
+    **{f"imprint.{name}": {"queue": queues.FINISH} for name in ("upload", "settle")},
     **{f"imprint.{name}": {"queue": "fetch"} for name in _on_fetch},
     **{f"imprint.{name}": {"queue": "notices"} for name in ("notify", "send_mail", "send_alerts")},
     **{f"imprint.{name}": {"queue": "sweep"} for name in ("sweep", "poll_remote", "audit")},

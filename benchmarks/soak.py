@@ -112,14 +112,14 @@ def _request(number: int, sets: list[list[str]], bases: list[str]) -> dict[str, 
 def _sample(stack: Any) -> Sample:
     found: Sample = {}
     for member in stack.members:
-        processes = _tree(member.process.pid)
+        processes = process_tree(member.process.pid)
         found[f"rss_mb.{member.name}"] = sum(map(_memory_mb, processes))
         found[f"descriptors.{member.name}"] = sum(len(_entries(pid, "fd")) for pid in processes)
         found[f"threads.{member.name}"] = sum(len(_entries(pid, "task")) for pid in processes)
     return found | _redis() | _rows() | _files()
 
 
-def _tree(pid: int) -> list[int]:
+def process_tree(pid: int) -> list[int]:
     """A process and all its children."""
     found = [pid]
     for parent in found:

@@ -18,6 +18,7 @@ from cli.ingress import ingress
 from cli.loras import LORAS
 from cli.notices import notices
 from cli.operations.accounts import CREDITS, NOTICES
+from cli.operations.approvals import approvals
 from cli.operations.backends import BACKENDS
 from cli.operations.doctor import doctor
 from cli.operations.limits import LIMITS
@@ -136,7 +137,7 @@ imprint.add_section("Trainings", (submit, status, list_jobs, cancel, retry, down
 imprint.add_section("Pictures", (check, caption, captions))
 imprint.add_section("LoRA files", (*GENERATION, *LORAS))
 imprint.add_section("Credits", CREDITS)
-imprint.add_section("Owners", (owners, sessions, delete, screening))
+imprint.add_section("Owners", (owners, sessions, delete, screening, approvals))
 imprint.add_section("Notices", (notices, *NOTICES))
 imprint.add_section("Backends", BACKENDS)
 imprint.add_section("Whose turn it is", (*TURNS, *LIMITS))

@@ -20,19 +20,24 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cli import first_run
 from core import essential
 from core.brokers import queues
 from core.brokers.embedded_broker import EmbeddedRedis, die_with_parent
 from core.errors import BackendUnreachable, ImprintError
-from core.free_port import free_port
+from core.free_port import free_port, is_free
 from core.private import UMASK, keep_private, make_private
 from core.settings import Settings, settings
-from jobs.services import Services
+from jobs.services import services
 from training.families.registry import trained_here
 
 _STOP_TIMEOUT_S = 60.0
 _RESTART_AFTER_S = 1.0
 _LOCK = "stack.lock"
+_NO_BASE_MODEL = (
+    "No base model is on this machine: the first training downloads one, several gigabytes. For a look without that, "
+    'stop and start again with the pocket model: IMPRINT_BASE_MODELS=\'{"sd15": "demo/pocket/model"}\' make up'
+)
 _ROOT = Path(__file__).resolve().parent.parent
 
 log = logging.getLogger(__name__)
@@ -61,6 +66,7 @@ class Supervisor:
         self.flower_url = ""
         self.flower_login = ""
         self.web_url = ""
+        self.notes: list[str] = []  # for people, about what is not as usual
         self.members = self._members(flower, web)
 
     def _members(self, flower: bool, web: bool) -> list[Member]:
@@ -68,8 +74,9 @@ class Supervisor:
         draws = [queues.DRAW + family for family in trained_here()]
         # On a GPU the training worker draws too: its trainings wait meanwhile. On a CPU it leaves that to another one.
         trains = [*(queues.TRAIN + family for family in trained_here()), *draws]
+        io = f"{queues.FINISH},io,cpu,sweep"
         members = [
-            Member("io", [*worker, "-n", "io@%h", "-Q", "io,cpu,sweep", "-c", str(self._settings.io_concurrency)]),
+            Member("io", [*worker, "-n", "io@%h", "-Q", io, "-c", str(self._settings.io_concurrency)]),
             Member("fetch", [*worker, "-n", "fetch@%h", "-Q", "fetch,notices", "-P", "threads"]),
             Member("train", [*worker, "-n", "train@%h", "-Q", ",".join(trains), "-P", "threads"]),
             Member("beat", ["beat", "--loglevel", "WARNING"]),
@@ -99,8 +106,16 @@ class Supervisor:
                 member.environment["IMPRINT_METRICS_PORT"] = str(first and first + order.index(member.name))
 
     def _web(self) -> Member:
-        port = self._settings.web_port or free_port()
         host = self._settings.web_host
+        port = self._settings.web_port or free_port()
+        if self._settings.web_port and not is_free(host, port):
+            if "web_port" in self._settings.model_fields_set:
+                raise BackendUnreachable(
+                    f"port {port} is taken by another program: stop it, or set IMPRINT_WEB_PORT to a free port (0 "
+                    "picks one)"
+                )
+            self.notes.append(f"Port {port} is taken by another program, so the page has another one.")
+            port = free_port()
         self.web_url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104 - compared
         environment = {"IMPRINT_WEB_PORT": str(port)}
         if self.flower_url and self._settings.flower_url is None:
@@ -254,10 +269,9 @@ def main() -> int:
     console = Console(stderr=True)
     try:
         keep_private(settings().home)
-        services = Services(settings())
-        services.check()
+        services().check()
         with alone(settings().home):
-            services.database.close()  # its schema is now up to date, before many processes use it
+            services().database.close()  # its schema is now up to date, before many processes use it
             _run(console)
     except (ImprintError, ValueError) as error:
         console.print(f"[red]{error}[/]", highlight=False)
@@ -272,18 +286,34 @@ def _run(console: Console) -> None:
         signal.signal(number, lambda *_: asked.set())
     try:
         stack.start()
-        console.print(f"[bold]Imprint is up.[/] Flower: {stack.flower_url} (login {stack.flower_login})")
-        console.print(f"Page: [bold]{stack.web_url}[/]   HTTP API: {stack.web_url}/docs", highlight=False)
-        console.print("Sign in with: [bold]celery -A tasks.app imprint token create NAME --owner OWNER[/]")
-        console.print(
-            "Submit: [bold]celery -A tasks.app imprint submit FOLDER --trigger WORD --watch[/]   Stop: Ctrl-C"
-        )
         essential.start("stack", stack.watch, may_return=True)
+        console.print("Starting …")
+        is_ready = first_run.wait_until_ready(services(), stack.web_url, asked)
+        if not asked.is_set():
+            _greet(console, stack, is_ready)
         asked.wait()
         console.print("Stopping: trainings write a checkpoint …")
     finally:
         stack.stop()
     console.print("Stopped. Nothing is lost: jobs continue at the next start.")
+
+
+def _greet(console: Console, stack: Supervisor, is_ready: bool) -> None:
+    """Say what runs, and last how to sign in."""
+    state = "is up" if is_ready else "is starting, but not all of it answers yet"
+    console.print(f"\n[bold]Imprint {state}.[/] Flower: {stack.flower_url} (login {stack.flower_login})")
+    console.print(f"HTTP API: {stack.web_url}/docs   Stop: Ctrl-C", highlight=False)
+    console.print("Submit: [bold]celery -A tasks.app imprint submit FOLDER --trigger WORD --watch[/]")
+    for note in stack.notes:
+        console.print(f"[yellow]{note}[/]", highlight=False)
+    if not first_run.has_base_model(services()):
+        console.print(f"[yellow]{_NO_BASE_MODEL}[/]", highlight=False, markup=True)
+    if (secret := first_run.sign_in_link(services())) is not None:
+        console.print("Sign in on the page, once and within an hour:", highlight=False)
+        console.print(f"[bold]{stack.web_url}/sign-in/{secret}[/]", highlight=False, soft_wrap=True)
+    else:
+        console.print("Sign in with: [bold]celery -A tasks.app imprint token create NAME --owner OWNER[/]")
+        console.print(f"Page: [bold]{stack.web_url}[/]", highlight=False)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,10 @@ ADVICE: dict[str, Advice] = {
         "that it held.",
         "Start the training again later. The operator finds the cause in the log and on the operators' page.",
     ),
+    FailureCode.NOT_APPROVED: Advice(
+        "The service's operator refused the training, or did not approve it in time. It cost nothing.",
+        "Ask the operator, or start a training that costs less.",
+    ),
     FailureCode.CAPTIONS_UNAVAILABLE: Advice(
         "The captioner did not write captions in time.",
         "Start the training again later, or give captions yourself.",

@@ -73,6 +73,7 @@ class FailureCode(StrEnum):
     BACKEND_FAILED = "backend_failed"
     WORKER_LOST = "worker_lost"
     SCREENING_UNAVAILABLE = "screening_unavailable"
+    NOT_APPROVED = "not_approved"
     CAPTIONS_UNAVAILABLE = "captions_unavailable"
     REVIEW_EXPIRED = "review_expired"
     TIMEOUT = "timeout"
@@ -214,6 +215,12 @@ class DeviceLost(WorkerLost):
 
 class ScreeningUnavailable(ImprintError):
     code = FailureCode.SCREENING_UNAVAILABLE
+
+
+class NotApproved(ImprintError):
+    """An operator refused the training, or none approved it in time."""
+
+    code = FailureCode.NOT_APPROVED
 
 
 class CaptionsUnavailable(ImprintError):

@@ -18,3 +18,15 @@ def free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise OSError(f"no free port between {_PORTS.start} and {_PORTS.stop - 1}")
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server can listen on this port now."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one of a server that has just ended
+            probe.bind(address)
+    except OSError:
+        return False
+    return True

@@ -13,7 +13,6 @@ from jobs.specs import spec_of
 from notifications import outbox
 from storage.tables.jobs import ACTIVE, Job, Status, StoredPicture, Subject
 
-MAX_SUBJECTS = 500
 _MAX_JOBS = 100
 _DAY = timedelta(days=1)
 
@@ -35,13 +34,14 @@ class JobSummary:
 
 @dataclass(frozen=True)
 class SubjectSummary:
-    """A subject in a list. `cover` is the id of a picture that can be shown."""
+    """A subject in a list. `cover`: the id of a picture that can be shown; `ready`: of its newest ready training."""
 
     id: str
     pictures: int
     cover: str | None
     train_automatically: bool
     newest: JobSummary | None
+    ready: str | None
 
 
 @dataclass(frozen=True)
@@ -75,26 +75,41 @@ class Problems:
 # ---- of an owner ----------------------------------------------------------------------------------------------
 
 
-def list_subjects(services: Services, owner_id: str) -> list[SubjectSummary]:
-    """The subjects of an owner that have settings, pictures or trainings; those with the newest trainings first."""
+def list_subjects(
+    services: Services, owner_id: str, *, offset: int = 0, limit: int = 60
+) -> tuple[list[SubjectSummary], int]:
+    """A page of an owner's subjects that have settings, pictures or trainings, and how many there are.
+
+    Those with the newest trainings come first.
+    """
     with services.database.reading() as session:
         names = set(session.exec(select(Subject.id).where(Subject.owner_id == owner_id)))
         pictures = _pictures(session, owner_id)
         newest = _newest_jobs(session, owner_id)
+        ready = _newest_ready(session, owner_id)
         automatic = set(
             session.exec(select(Subject.id).where(Subject.owner_id == owner_id, col(Subject.train_automatically)))
         )
     found = sorted(names | pictures.keys() | newest.keys())
     found.sort(key=lambda name: newest[name].id if name in newest else "", reverse=True)
-    return [
+    page = [
         SubjectSummary(
             name,
             *pictures.get(name, (0, None)),
             train_automatically=name in automatic,
             newest=_summary(newest[name]) if name in newest else None,
+            ready=ready.get(name),
         )
-        for name in found[:MAX_SUBJECTS]
+        for name in found[offset : offset + limit]
     ]
+    return page, len(found)
+
+
+def subject_names(services: Services, owner_id: str, limit: int = 500) -> list[str]:
+    """The names of an owner's subjects that have trainings, by name."""
+    with services.database.reading() as session:
+        names = select(Job.subject_id).where(Job.owner_id == owner_id).distinct().order_by(Job.subject_id)
+        return list(session.exec(names.limit(limit)))
 
 
 def _pictures(session: Session, owner_id: str) -> dict[str, tuple[int, str | None]]:
@@ -111,6 +126,13 @@ def _pictures(session: Session, owner_id: str) -> dict[str, tuple[int, str | Non
 def _newest_jobs(session: Session, owner_id: str) -> dict[str, Job]:
     newest = select(func.max(Job.id)).where(Job.owner_id == owner_id).group_by(Job.subject_id)  # ids sort by time
     return {job.subject_id: job for job in session.exec(select(Job).where(col(Job.id).in_(newest)))}
+
+
+def _newest_ready(session: Session, owner_id: str) -> dict[str, str]:
+    """By subject the id of its newest training with a LoRA."""
+    has_lora = (Job.owner_id == owner_id, Job.status == Status.READY, col(Job.lora_key).is_not(None))
+    rows = session.exec(select(Job.subject_id, func.max(Job.id)).where(*has_lora).group_by(Job.subject_id))
+    return dict(rows.all())
 
 
 def _summary(job: Job) -> JobSummary:

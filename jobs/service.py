@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
@@ -16,8 +17,8 @@ from core.settings import Settings
 from core.telemetry import tracing
 from core.telemetry.tracing import span
 from credits import ledger
-from jobs.admission import due, workers
-from jobs.admission.queues import queue_of, shape_of
+from jobs.admission import approvals, due, workers
+from jobs.admission.queues import HELD, queue_of, shape_of
 from jobs.deletion import guard
 from jobs.lifecycle import transitions
 from jobs.notices import callbacks, notices
@@ -135,6 +136,8 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
     _check_model_id(session, envelope.model_id)
     workers.check_captioner(session, spec, settings)
     steps = spec.steps(len(envelope.images))
+    price = credits_for(spec, steps, settings)
+    hold_reason = approvals.reason_to_hold(session, settings, envelope.owner_id, price)
     job = Job(
         id=new_id("job"),
         owner_id=envelope.owner_id,
@@ -142,7 +145,8 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         idempotency_key=envelope.idempotency_key,
         request_sha256=request.sha256,
         **spec_columns(spec),
-        queue=queue_of(spec),
+        queue=HELD if hold_reason else queue_of(spec),
+        waiting_note=hold_reason or None,
         shape=shape_of(spec),
         expected_s=quotes.expected_seconds(session, spec, steps),
         priority=Priority[envelope.priority.upper()],
@@ -159,7 +163,6 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
         total_steps=steps,
     )
     job.token_id = actor.current().token_id
-    price = credits_for(spec, steps, settings)
     limits.check_job(session, settings, job.owner_id, job.token_id, price)
     pictures, of_pictures = intake.rows_for(session, job.id, request)
     of_word = trigger_words.advice(spec.trigger_word)
@@ -178,10 +181,13 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
     transitions.record_event(session, job.id, "status", status=Status.PENDING)
     transitions.record_event(session, job.id, "stage", stage=Stage.PREPROCESS)
     session.flush()
-    due.accept(session, job.id, job.queue)
+    if not hold_reason:
+        due.accept(session, job.id, job.queue)
     audit_log.record(
         session, "job.accepted", job_id=job.id, owner_id=job.owner_id, priority=envelope.priority, credits=price
     )
+    if hold_reason:
+        approvals.hold(session, job, hold_reason)
     notices.check_low_credits(session, job.owner_id)
     return job
 
@@ -215,10 +221,18 @@ def jobs(
     statuses: Sequence[str] = (),
     active: bool = False,
     limit: int = 20,
+    before: str | None = None,
 ) -> list[JobView]:
-    """Jobs without their pictures, newest first. `statuses` and `active` together: jobs that fulfil both."""
+    """Jobs without their pictures, newest first. `statuses` and `active` together: jobs that fulfil both.
+
+    `before`: the id of the last job of the page before this one.
+    """
     with services.database.reading() as session:
-        query = select(Job).order_by(col(Job.created_at).desc()).limit(limit)
+        query = select(Job).order_by(col(Job.created_at).desc(), col(Job.id).desc()).limit(limit)
+        if before is not None:
+            last = select(Job.created_at).where(Job.id == before).scalar_subquery()
+            is_older = sa.and_(col(Job.created_at) == last, col(Job.id) < before)
+            query = query.where(sa.or_(col(Job.created_at) < last, is_older))
         if owner_id is not None:
             query = query.where(Job.owner_id == owner_id)
         if subject_id is not None:

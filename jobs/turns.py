@@ -1,17 +1,17 @@
 """Owners take turns on a worker that calls addresses of owners."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from jobs.services import Services
 
 
 class RetryLater(Exception):
-    """Not now, or a transient failure: run the task again in `delay_s` seconds."""
+    """Not now, or a transient failure: run the task again in `delay_s` seconds. `arguments`: if only a part is left."""
 
-    def __init__(self, reason: str, delay_s: float) -> None:
-        super().__init__(reason, delay_s)
-        self.delay_s = delay_s
+    def __init__(self, reason: str, delay_s: float, arguments: Sequence[object] | None = None) -> None:
+        super().__init__(reason, delay_s, arguments)
+        self.delay_s, self.arguments = delay_s, arguments
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 from core.picture_names import picture_label
 from credits.ledger import Hold
 from jobs.admission.expected import Expected
+from jobs.admission.queues import HELD
 from jobs.specs import spec_of
 from storage.picture_report import is_absent
 from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, Priority, Stage, Status
@@ -110,6 +111,7 @@ class JobView(View):
     validation_loss: float | None
     seconds_left: float | None
     priority: str
+    awaits_approval: bool  # of an operator; until then it has no place in the order
     review: bool  # whether it waits with its captions for their owner
     review_until: Time | None  # while it does
     place: int | None  # in the order, while the job waits for its turn; 1 is the next one
@@ -165,6 +167,7 @@ def view_of(
         validation_loss=_finite(job.validation_loss),
         seconds_left=_finite(job.seconds_left),
         priority=Priority(job.priority).name.lower(),
+        awaits_approval=job.queue == HELD and job.status in ACTIVE,
         review=job.review,
         review_until=job.next_look_at if job.stage == Stage.REVIEW and job.status in ACTIVE else None,
         place=expected.place,

@@ -82,8 +82,11 @@ def _faults(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[s
 
 def _fault(name: str, value: Any, parameter: inspect.Parameter) -> str | None:
     """What is wrong with one argument. `jobs.requests` checks the `**arguments` of a request."""
-    if parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
+    if parameter.kind is inspect.Parameter.VAR_KEYWORD:
         return None
+    if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+        one = parameter.replace(kind=inspect.Parameter.POSITIONAL_ONLY)
+        return next((fault for part in value if (fault := _fault(name, part, one))), None)
     if value is None and parameter.annotation == str | None:
         return None
     if name == "answer":  # of an application's task about a picture: `jobs.screening` and `jobs.captioning` check it

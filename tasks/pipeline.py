@@ -33,8 +33,8 @@ def launch(services: Services, job_id: str, message_id: str) -> None:
     steps = [_step(stage, job_id, trainer, caption_here=lacks.caption_here) for stage in stages]
     for step in steps:
         step.link_error(on_error)
-    if lacks.waiting:
-        header = [app.signature("imprint.preprocess", (job_id, position), immutable=True) for position in lacks.waiting]
+    if lacks.groups:
+        header = [app.signature("imprint.preprocess", (job_id, *group), immutable=True) for group in lacks.groups]
         steps[0] = chord(header, steps[0])
     forget_result(chain(*steps).apply_async())
 

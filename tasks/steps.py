@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from celery import Task
@@ -47,20 +47,22 @@ def send_again(task: "Task[..., Any]", again: RetryLater) -> NoReturn:
 
     The database counts the attempts, so Celery must not. Its None would be the task's own limit, three.
     """
-    _retry(task, again.delay_s, sys.maxsize, again)
+    _retry(task, again.delay_s, sys.maxsize, again, again.arguments)
 
 
-def _retry(task: "Task[..., Any]", delay_s: float, most: int, error: Exception) -> NoReturn:
+def _retry(
+    task: "Task[..., Any]", delay_s: float, most: int, error: Exception, arguments: Sequence[object] | None = None
+) -> NoReturn:
     """The message carries the delay too, beside the time by this machine's clock (`tasks.rabbitmq.consumer`)."""
     headers = {**(task.request.headers or {}), OWN_DELAY: delay_s}
-    raise task.retry(countdown=delay_s, max_retries=most, exc=error, headers=headers) from error
+    raise task.retry(args=arguments, countdown=delay_s, max_retries=most, exc=error, headers=headers) from error
 
 
 @app.task(name="imprint.preprocess", bind=True, ignore_result=False, throws=(ImprintError,))
-def preprocess(self: "Task[..., Any]", job_id: str, position: int) -> None:
-    """Fetch and prepare one picture."""
+def preprocess(self: "Task[..., Any]", job_id: str, position: int, *more: int) -> None:
+    """Fetch and prepare some pictures of a job, one after the other."""
     try:
-        run(self, lambda: steps.preprocess(services(), job_id, position))
+        run(self, lambda: steps.preprocess(services(), job_id, position, *more))
     except Ignore:
         return  # the chord counts the tasks of its header: an ignored one would block it
 

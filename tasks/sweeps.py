@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from jobs.deletion import retention
+from jobs.admission import approvals
+from jobs.deletion import history, retention
 from jobs.deletion import run as deletions
 from jobs.drawings import drawings
 from jobs.lifecycle import sweeps
@@ -17,11 +18,13 @@ from tasks.relay import relay
 PARTS: Mapping[str, Sequence[Part]] = {
     "imprint.sweep": (
         Part("repair", sweeps.repair_jobs),
+        Part("approvals", approvals.expire),
         Part("admission", sweeps.admit_jobs),
         Part("fetches", image_fetches.repair),
         Part("drawings", drawings.repair),
         Part("deletions", deletions.sweep),
         Part("retention", retention.sweep),
+        Part("history", history.trim),
         Part("relay", relay),
         Part("done", sweeps.sweep_done),
     ),

@@ -86,7 +86,7 @@ class Site:
         if kind == "web":
             return self._start_web(name, **environment)
         worker = ["worker", "--without-gossip", "--without-mingle", "--loglevel", "INFO", "-n", f"{name}@test"]
-        io = "io,cpu,sweep" if self.fetches_apart else "io,cpu,sweep,fetch,notices"
+        io = "io.finish,io,cpu,sweep" if self.fetches_apart else "io.finish,io,cpu,sweep,fetch,notices"
         arguments = {
             # One process less, where a test is about something else. A site with `fetch` has the layout of the stack.
             "io": [*worker, "-Q", io, "-c", self.environment["IMPRINT_IO_CONCURRENCY"]],

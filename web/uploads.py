@@ -148,8 +148,8 @@ async def _store(
     refused = [RefusedImage(index=one.index, code=one.code, detail=one.detail) for one in upload.refused]
     if not stored and not (upload.captions and not refused):
         raise _none_stored(refused, notes)
-    list_views = subject_pictures.list_masks if is_mask else subject_pictures.list_pictures
-    views = await run_in_threadpool(list_views, services, owner_id, subject_id)
+    get_views = subject_pictures.list_masks if is_mask else subject_pictures.get_all
+    views = await run_in_threadpool(get_views, services, owner_id, subject_id, list(stored))
     by_id = {view.id: view for view in views}
     images = [image_of(subject_id, by_id[picture_id]) for picture_id in stored if picture_id in by_id]
     return StoredImages(images=images, refused=refused, notes=notes)

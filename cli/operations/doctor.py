@@ -16,7 +16,7 @@ import httpx2
 import sqlalchemy as sa
 
 from cli.output.terminal import answers, out, print_json
-from core.brokers import embedded_broker
+from core.brokers import embedded_broker, queues
 from core.errors import ImprintError
 from core.ids import new_id
 from core.private import is_private
@@ -109,14 +109,14 @@ def _broker(here: Services) -> Iterator[CheckResult]:
 def _workers(here: Services, found: fleet.Fleet) -> Iterator[CheckResult]:
     """Whether each kind of queue has a worker. A remote backend may train in place of a local worker."""
     served = {queue for worker in found.workers for queue in worker.queues}
-    lacking = [queue for queue in ("io", "cpu", "sweep", "fetch", "notices") if queue not in served]
+    lacking = [queue for queue in queues.WORK if queue not in served]
     trains = [queue for queue in served if queue.startswith("train.")]
     is_remote = here.settings.ai_toolkit_url is not None or here.settings.runpod_api_key is not None
     if lacking or not (trains or is_remote):
-        queues = ", ".join(
+        missing = ", ".join(
             lacking if trains or is_remote else [*lacking, *(f"train.{family}" for family in trained_here())]
         )
-        yield CheckResult("workers", "todo", f"no worker takes from {queues}: start the stack or a worker")
+        yield CheckResult("workers", "todo", f"no worker takes from {missing}: start the stack or a worker")
     else:
         yield CheckResult("workers", "ok", ", ".join(worker.worker for worker in found.workers))
 

@@ -47,15 +47,15 @@ def list_pauses(*, as_json: bool) -> None:
 @click.command(name="workers")
 @answers
 def list_workers(*, as_json: bool) -> None:
-    """List the training workers that report, with their slots."""
+    """List the training workers that report, with their slots, devices and base models."""
     found = workers.list_workers(services())
     if as_json:
         print_json([view.to_dict() for view in found])
         return
-    table = Table("worker", "slots", "queues", "state", box=None)
+    table = Table("worker", "slots", "device", "queues", "base models", "state", box=None)
     for view in found:
         state = "draining" if view.draining else "alive" if view.alive else "does not report"
-        table.add_row(view.worker, str(view.slots), " ".join(view.queues), state)
+        table.add_row(view.worker, str(view.slots), view.device, " ".join(view.queues), " ".join(view.bases), state)
     out.print(table if found else "no training worker reports")
 
 

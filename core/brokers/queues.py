@@ -1,6 +1,10 @@
 """The queues of Imprint's own workers, and which task names and queues are not an application's."""
 
-WORK = ("io", "cpu", "sweep", "fetch", "notices")  # besides `train.{family}` and `draw.{family}` for each family
+# The last stages of a trained job go before everything else that a worker takes. The name begins with `io`, so that a
+# Redis user with the rights that earlier versions needed may use it.
+FINISH = "io.finish"
+# Besides these, `train.{family}` and `draw.{family}` for each family.
+WORK = (FINISH, "io", "cpu", "sweep", "fetch", "notices")
 TRAIN, DRAW = "train.", "draw."
 _TASKS = ("imprint.", "celery.")
 

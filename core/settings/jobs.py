@@ -33,6 +33,12 @@ class JobSettings(BaseModel):
         description="The pictures and kept checkpoints of a training are deleted this many days after its end; the "
         "LoRA file stays. Unset: they stay until they are deleted.",
     )
+    history_days: int | None = Field(
+        None,
+        ge=1,
+        description="The events and sent messages of a training are deleted this many days after its end; the "
+        "training, its charges and the audit log stay. Unset: they stay until the training is deleted.",
+    )
     hold_days: int = Field(7, ge=1, description="A hold on credits expires after this many days.")
 
     # ---- whose turn it is ----
@@ -78,6 +84,20 @@ class JobSettings(BaseModel):
     limit_pictures: int | None = Field(None, ge=0, description="Most stored pictures of an owner. Unset: no limit.")
     limit_bytes_stored: int | None = Field(
         None, ge=0, description="Most bytes of an owner's stored pictures and LoRA files. Unset: no limit."
+    )
+
+    # ---- approval ----
+    approval_above: int | None = Field(
+        None,
+        ge=0,
+        description="A training that costs more credits than this waits for the approval of an operator. Unset: none "
+        "does.",
+    )
+    approval_first_job: bool = Field(
+        False, description="Whether an owner's trainings wait for an operator until the first one is approved."
+    )
+    approval_days: int = Field(
+        7, ge=1, description="A training that no operator approves for this long fails with `not_approved`, at no cost."
     )
 
     # ---- screening ----

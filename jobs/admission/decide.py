@@ -167,7 +167,7 @@ def decide_due(session: Session, settings: Settings) -> None:
     admitted: set[str] = set()
     if found.used and _limits_running(session, settings):
         found.queues |= set(QUEUES)  # the owner's jobs may wait for another queue
-    for queue in sorted(found.queues):
+    for queue in sorted(found.queues & set(QUEUES)):
         while len(admitted) < _MOST_AT_ONCE and (job_id := _admit_next(session, queue, settings)):
             admitted.add(job_id)
             _launch(session, job_id, settings, has_waited=job_id not in found.accepted)

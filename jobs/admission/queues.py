@@ -8,6 +8,7 @@ from training.families.registry import trained_here
 from training.memory_plan import padded
 from training.spec import TrainSpec
 
+HELD = "held"  # not a queue of Celery either, and not one of QUEUES: these jobs wait for an approval
 REMOTE = "remote"  # not a queue of Celery: jobs of remote backends share one window
 QUEUES = (*(f"train.{family}" for family in trained_here()), REMOTE)
 

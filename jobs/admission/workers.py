@@ -1,6 +1,6 @@
 """The live training workers: each reports the queues that it takes from and its slots."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 import sqlalchemy as sa
@@ -16,6 +16,7 @@ from jobs.owners import audit_log
 from jobs.services import Services
 from jobs.view import Time, View
 from storage.tables.admission import TrainingWorker
+from training.families.registry import BASE_MODELS
 from training.spec import TrainSpec
 
 BEAT_S = 10.0
@@ -27,13 +28,22 @@ class WorkerView(View):
     worker: str
     queues: list[str]
     slots: int
+    device: str
+    bases: list[str]  # base models that it has
     draining: bool
     alive: bool
     seen_at: Time
 
 
-def beat(services: Services, worker: str, queues: Sequence[str], slots: int, *, captions: bool = False) -> bool:
-    """Report a live worker, and whether it has a captioner. Returns whether it is to drain: take no further job."""
+def beat(
+    services: Services, worker: str, queues: Sequence[str], slots: int, device: str = "",
+    bases: Mapping[str, str] | None = None, *, captions: bool = False,
+) -> bool:  # fmt: skip
+    """Report a live worker. Returns whether it is to drain: take no further job.
+
+    `captions`: whether it has a captioner. `bases`: by name the base models that it has (`here`) or can download
+    (`download`); None: it does not say.
+    """
     with services.database.writing() as session:
         known = {row.queue: row for row in _rows(session, worker)}
         now = utcnow()
@@ -41,7 +51,10 @@ def beat(services: Services, worker: str, queues: Sequence[str], slots: int, *, 
             row = known.pop(queue, None) or TrainingWorker(worker=worker, queue=queue, slots=0)
             if row.slots != slots or row.seen_at < now - timedelta(seconds=ALIVE_S):
                 due.ask(session, queue)
-            row.slots, row.seen_at, row.captions = slots, now, captions
+            row.slots, row.seen_at, row.device = slots, now, device
+            of_queue = {name: where for name, where in (bases or {}).items() if _queue(name) == queue}
+            row.bases = None if bases is None else of_queue
+            row.captions = captions
             session.add(row)
         for row in known.values():
             session.delete(row)
@@ -99,6 +112,10 @@ def forget_dead(services: Services) -> None:
         session.connection().execute(old)
 
 
+def _queue(base_model: str) -> str:
+    return f"train.{BASE_MODELS[base_model].family}" if base_model in BASE_MODELS else ""
+
+
 def _rows(session: Session, worker: str) -> Sequence[TrainingWorker]:
     query = select(TrainingWorker).where(TrainingWorker.worker == worker)
     return session.exec(query.order_by(TrainingWorker.queue)).all()
@@ -109,6 +126,8 @@ def _view(rows: Sequence[TrainingWorker]) -> WorkerView:
         worker=rows[0].worker,
         queues=[row.queue for row in rows],
         slots=rows[0].slots,
+        device=rows[0].device,
+        bases=sorted(name for row in rows for name, where in (row.bases or {}).items() if where == "here"),
         draining=any(row.draining for row in rows),
         alive=rows[0].seen_at > utcnow() - timedelta(seconds=ALIVE_S),
         seen_at=rows[0].seen_at,

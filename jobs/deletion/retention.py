@@ -9,6 +9,7 @@ from core.clock import utcnow
 from jobs import keys, shared_objects
 from jobs.deletion import rows
 from jobs.lifecycle.periodic import each
+from jobs.owners import audit_log
 from jobs.services import Services
 from storage.tables.jobs import ACTIVE, Job, JobPicture, StoredPicture
 
@@ -48,6 +49,7 @@ def _thin(services: Services, job_id: str, before: datetime) -> None:
             rows.erase_job_picture(session, picture, job)
         job.thinned_at = utcnow()
         session.add(job)
+        audit_log.record(session, "job.thinned", job_id=job_id, owner_id=job.owner_id)
 
 
 def _erase_if_old(session: Session, picture_id: str, owner_id: str, before: datetime) -> None:

@@ -21,6 +21,7 @@ from credits.price import price_of_drawing, price_of_drawing_part
 from jobs.drawings.drawing_request import size_of
 from jobs.lifecycle.launches import next_check
 from jobs.notices import notices
+from jobs.owners import audit_log
 from jobs.requests.prices import drawing_rate_of
 from notifications import outbox
 from storage.tables.drawings import OPEN, DrawingRow, DrawingStatus
@@ -197,5 +198,8 @@ def _end(session: Session, drawing_id: str, status: DrawingStatus, *, charge: in
     if hold is not None and hold.state == "held":
         row.charged = min(charge, hold.amount)
         ledger.settle(session, hold.id, row.charged)  # settling 0 credits is a release
+    audit_log.record(
+        session, f"drawing.{status}", job_id=row.job_id, owner_id=row.owner_id, drawing_id=row.id, charged=row.charged
+    )
     notices.check_low_credits(session, row.owner_id)
     return True

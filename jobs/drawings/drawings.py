@@ -20,6 +20,7 @@ from jobs.drawings.drawing_request import DrawingPlan, DrawingRequest
 from jobs.drawings.drawing_view import DrawingView, view_of
 from jobs.lifecycle.periodic import each
 from jobs.notices import notices
+from jobs.owners import audit_log
 from jobs.service import get_job
 from jobs.services import Services
 from jobs.specs import spec_of
@@ -177,6 +178,9 @@ def _create(session: Session, services: Services, request: DrawingRequest, job_i
     session.add(row)
     session.flush()
     transitions.send_launch(session, row, settings)
+    audit_log.record(
+        session, "drawing.accepted", job_id=row.job_id, owner_id=row.owner_id, drawing_id=row.id, credits=made.credits
+    )
     notices.check_low_credits(session, row.owner_id)
     session.refresh(row)
     return row

@@ -103,7 +103,7 @@ CHECKS = {
             WHERE kind = 'notice' AND topic IN ('training.completed', 'training.failed', 'training.cancelled')
             GROUP BY job_id
         ) m ON m.job_id = j.id
-        WHERE coalesce(m.topics, 'none') <> CASE WHEN j.webhook_url IS NULL THEN 'none'
+        WHERE j.trimmed_at IS NULL AND coalesce(m.topics, 'none') <> CASE WHEN j.webhook_url IS NULL THEN 'none'
             ELSE CASE j.status WHEN 'ready' THEN 'training.completed' WHEN 'failed' THEN 'training.failed'
                 WHEN 'cancelled' THEN 'training.cancelled' ELSE 'none' END END""",
     "a task that waits for a job gets its result once, at the end": """
@@ -120,14 +120,15 @@ CHECKS = {
             SELECT job_id, count(*) AS messages FROM outbox_message
             WHERE kind = 'callback' AND topic = 'on_end' GROUP BY job_id
         ) m ON m.job_id = j.id
-        WHERE coalesce(m.messages, 0) <> CASE
+        WHERE j.trimmed_at IS NULL AND coalesce(m.messages, 0) <> CASE
             WHEN j.on_end IS NULL OR j.status IN ('pending', 'training') THEN 0 ELSE 1 END""",
     "a final job has one clean-up": """
         SELECT j.id, '1 clean-up', coalesce(m.messages, 0) || ' clean-ups'
         FROM training_job j LEFT JOIN (
             SELECT job_id, count(*) AS messages FROM outbox_message WHERE kind = 'cleanup' GROUP BY job_id
         ) m ON m.job_id = j.id
-        WHERE coalesce(m.messages, 0) <> CASE WHEN j.status IN ('pending', 'training') THEN 0 ELSE 1 END""",
+        WHERE j.trimmed_at IS NULL
+            AND coalesce(m.messages, 0) <> CASE WHEN j.status IN ('pending', 'training') THEN 0 ELSE 1 END""",
     "the messages of a job are numbered from 1 without gaps": """
         SELECT job_id, 'messages 1 to ' || count(*), 'messages ' || min(sequence) || ' to ' || max(sequence)
         FROM outbox_message WHERE job_id IS NOT NULL

@@ -11,6 +11,7 @@ from core.errors import ImprintError, ReviewExpired, TrainingTimeout, WorkerLost
 from core.settings import Settings
 from credits import ledger
 from jobs.lifecycle import transitions
+from jobs.owners import audit_log
 from notifications import outbox
 from storage.picture_report import StoredReport
 from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, Stage
@@ -58,6 +59,7 @@ def repair_job(session: Session, job_id: str, settings: Settings) -> bool:
         reason="no worker was working on it",
         delay_s=0,
     )
+    audit_log.record(session, "job.sent_again", job_id=job_id, owner_id=job.owner_id, stage=job.stage)
     return True
 
 
@@ -86,6 +88,7 @@ def count_failed_launch(session: Session, job_id: str, message_id: str | None, s
         session, job_id, "retry", stage=job.stage, attempt=job.attempt,
         reason="an error before a worker had begun", delay_s=delay_s,
     )  # fmt: skip
+    audit_log.record(session, "job.sent_again", job_id=job_id, owner_id=job.owner_id, stage=job.stage)
     return True
 
 
@@ -123,6 +126,7 @@ def expire_overdue_hold(session: Session, job: Job) -> bool:
     if hold is None or hold.state != "held" or hold.expires_at > utcnow():
         return False
     ledger.expire(session, hold.id)
+    audit_log.record(session, "credits.expired", job_id=job.id, owner_id=job.owner_id, amount=hold.amount)
     transitions.fail(session, job.id, TrainingTimeout("the training did not end before its credit hold expired"))
     return True
 

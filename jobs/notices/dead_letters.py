@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from sqlmodel import Session
+
 from core.errors import IllegalMove, NotFound
+from jobs.owners import audit_log
 from jobs.services import Services
 from jobs.view import Time, View
 from notifications import outbox, receivers
@@ -75,6 +78,7 @@ def redeliver(services: Services, message_id: str) -> Redelivery:
             raise IllegalMove(f"{where} is disabled for {notice.owner_id}; {_OPEN_FIRST}")
         if not outbox.redeliver(session, message_id):
             raise IllegalMove(f"{message_id} is being sent at this moment")
+        _log(session, message_id, notice.job_id, notice.owner_id)
     return Redelivery([message_id], 0, 0)
 
 
@@ -94,7 +98,12 @@ def redeliver_dead(services: Services, *, job_id: str | None = None, receiver: s
                 needless += 1
             elif outbox.redeliver(session, letter.id):
                 again.append(letter.id)
+                _log(session, letter.id, letter.job_id, letter.owner_id)
     return Redelivery(again, disabled, needless)
+
+
+def _log(session: Session, message_id: str, job_id: str | None, owner_id: str | None) -> None:
+    audit_log.record(session, "notice.redelivered", job_id=job_id, owner_id=owner_id, message_id=message_id)
 
 
 def _is_wanted(letter: DeadLetter, job_id: str | None, receiver: str | None) -> bool:
@@ -122,6 +131,7 @@ def enable_receiver(services: Services, owner_id: str, url: str) -> int:
     """Enable an owner's receiver, named by its address or by scheme and host. Returns how many. Raises NotFound."""
     with services.database.writing() as session:
         enabled = receivers.enable(session, owner_id, url)
-    if not enabled:
-        raise NotFound(f"no receiver at {receivers.shown(url)} is disabled for {owner_id}")
+        if not enabled:
+            raise NotFound(f"no receiver at {receivers.shown(url)} is disabled for {owner_id}")
+        audit_log.record(session, "receiver.enabled", owner_id=owner_id, receivers=len(enabled))
     return len(enabled)

@@ -20,6 +20,7 @@ from core.errors import (
 )
 from credits import ledger
 from jobs import keys
+from jobs.owners import audit_log
 from jobs.services import Services
 from jobs.turns import owner_slot
 from jobs.view import JobView
@@ -66,6 +67,7 @@ def change(services: Services, owner_id: str, values: Mapping[str, Any]) -> Pref
         # After a new threshold an e-mail may be sent again.
         wanted = replace(preferences.get(session, owner_id), **changed, low_told_at=None)
         preferences.save(session, owner_id, wanted)
+        audit_log.record(session, "preferences.changed", owner_id=owner_id, changed=sorted(changed))
         check_low_credits(session, owner_id)
     return wanted
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from core.clock import utcnow
 from core.errors import NotFound
 from core.ids import new_id
-from jobs.owners import tokens
+from jobs.owners import audit_log, tokens
 from jobs.owners.tokens import Token
 from jobs.services import Services
 from jobs.view import Time, View
@@ -53,6 +53,7 @@ def begin(services: Services, token: Token, owner_id: str | None, browser: str =
     with services.database.writing() as database:
         database.connection().execute(sa.delete(StoredSession).where(col(StoredSession.expires_at) < utcnow()))
         database.add(session)
+        _log(database, "session.begun", session.owner_id, session.id)
     return session.id
 
 
@@ -107,6 +108,7 @@ def end(services: Services, session_id: str, owner_id: str | None = None) -> Non
             raise NotFound(f"there is no session {session_id}")
         session.ended_at = session.ended_at or utcnow()
         database.add(session)
+        _log(database, "session.ended", session.owner_id, session.id)
 
 
 def end_all(services: Services, owner_id: str | None = None, keep: str | None = None) -> int:
@@ -117,7 +119,15 @@ def end_all(services: Services, owner_id: str | None = None, keep: str | None = 
     if owner_id is not None:
         change = change.where(col(StoredSession.owner_id) == owner_id)
     with services.database.writing() as database:
-        return database.connection().execute(change.values(ended_at=utcnow())).rowcount
+        ended = change.values(ended_at=utcnow()).returning(col(StoredSession.id), col(StoredSession.owner_id))
+        rows = database.connection().execute(ended).all()
+        for session_id, of_owner in rows:
+            _log(database, "session.ended", of_owner, session_id)
+        return len(rows)
+
+
+def _log(database: Session, action: str, owner_id: str | None, session_id: str) -> None:
+    audit_log.record(database, action, owner_id=owner_id, session_id=session_id)
 
 
 def ended(services: Services, credentials: Collection[Credential]) -> set[Credential]:

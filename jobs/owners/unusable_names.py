@@ -3,6 +3,7 @@
 from core.errors import IllegalMove, NotFound, SpecInvalid
 from core.names import intended_name, owner_name
 from credits import ledger
+from jobs.owners import audit_log
 from jobs.services import Services
 from jobs.view import View
 from storage.owners import names_in_use, rename_rows
@@ -74,4 +75,5 @@ def rename(services: Services, old: str, new: str) -> str:
                 f"{old!a} has left"
             )
         rename_rows(connection, old, new)
+        audit_log.record(session, "owner.renamed", owner_id=new)
     return new

@@ -11,6 +11,7 @@ from core.errors import BackendFailed, BackendUnreachable
 from core.ids import made_at
 from jobs.lifecycle.periodic import each
 from jobs.notices import notices
+from jobs.owners import audit_log
 from jobs.services import Services
 from storage.tables.remote import PodState, RentedPod
 from training.backends.runpod import Pod, RunPod
@@ -50,6 +51,8 @@ def _reap_one(services: Services, runpod: RunPod, pod: Pod) -> bool:
         log.warning("pod %s could not be deleted: %s", pod.name, error)
         notices.alert(services, "pod", f"pod {pod.name} could not be deleted and may cost money: {error}")
         return False
+    with services.database.writing() as session:
+        audit_log.record(session, "pod.deleted", pod=pod.name, provider_id=pod.id, reason=why)
     return True
 
 

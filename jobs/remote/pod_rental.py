@@ -20,6 +20,7 @@ from core.clock import utcnow
 from core.errors import BackendFailed, BackendFull, BackendUnreachable
 from core.ids import new_id
 from core.settings import Settings
+from jobs.owners import audit_log
 from jobs.remote import pod_costs
 from jobs.services import Services
 from storage.tables.remote import PodState, RentedPod
@@ -135,6 +136,7 @@ def take_over(
             pod.state, pod.provider_id, pod.idle_since = PodState.STARTING, found.id, utcnow()
             pod.url = services.settings.pod_proxy.format(pod_id=found.id)
             pod.cost_microdollars_per_h = found.cost_microdollars_per_h or pod.cost_microdollars_per_h
+            audit_log.record(session, "pod.rented", pod_id=pod_id, gpu=pod.gpu)
             log.info("rented pod %s (%s, %s)", pod.name, pod.gpu, found.id)
         if pod is not None and pod.provider_id == found.id and pod.state in (PodState.STARTING, PodState.READY):
             if assign is not None:  # None: the sweep was faster than the sender

@@ -17,6 +17,7 @@ from sqlmodel import Session, col, select
 
 from core.clock import utcnow
 from core.errors import BackendFailed, BackendUnreachable
+from jobs.owners import audit_log
 from jobs.remote import pod_costs, pod_rental
 from jobs.remote.pod_costs import lock_pods, runs_on_pod, share_out_cost
 from jobs.remote.pod_rental import Assign
@@ -157,6 +158,7 @@ def close(session: Session, pod_id: str, reason: str) -> bool:
     done = session.connection().execute(closed.values(state=PodState.CLOSING, reason=reason)).rowcount == 1
     if done:
         session.expire_all()
+        audit_log.record(session, "pod.closed", pod_id=pod_id, reason=reason)
         log.info("pod %s is closing: %s", pod_id, reason)
     return done
 

@@ -4,14 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
+from core.brokers.queues import TRAIN
+from core.settings import Settings
 from credits import ledger
 from credits.price import price_of_part, price_per_step
+from jobs.admission.live import live_devices
 from jobs.requests import training_request
 from jobs.requests.prices import credits_for, rate_of
 from jobs.services import Services
 from storage.tables.jobs import Job, Status
+from storage.tables.remote import PodState, RentedPod
 from training import memory_plan
 from training.families.registry import FAMILIES
 from training.spec import TrainSpec, licence_of
@@ -30,7 +35,7 @@ class Quote:
     available: int
     steps: int
     seconds: float
-    measured: bool  # whether `seconds` is based on trainings that finished here
+    measured: bool  # whether `seconds` is based on trainings that finished here, on the devices that train now
     # The least GiB of GPU memory it needs: with gradient checkpointing, the base in 16 bits. None: it trains only on
     # rented GPUs.
     memory_gb: float | None
@@ -45,6 +50,7 @@ def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
     rate = rate_of(spec.family, services.settings)
     with services.database.reading() as session:
         seconds_per_step = _measured(session, request.spec)
+        pod_start_s = _pod_start_s(session, services.settings, request.spec)
         available = ledger.balance(session, request.envelope.owner_id).available
     return Quote(
         credits=credits_for(spec, steps, services.settings),
@@ -52,7 +58,7 @@ def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
         cancelled_half_way=price_of_part(rate, steps // 2, spec.resolution),
         available=available,
         steps=steps,
-        seconds=round(steps * (seconds_per_step or family.seconds_per_step), 1),
+        seconds=round(pod_start_s + steps * (seconds_per_step or family.seconds_per_step), 1),
         measured=seconds_per_step is not None,
         memory_gb=_memory_gb(spec),
         licence=licence_of(spec.base_model),
@@ -71,10 +77,23 @@ def _memory_gb(spec: TrainSpec) -> float | None:
 
 
 def _measured(session: Session, spec: TrainSpec) -> float | None:
+    """Seconds per step of trainings like this one: on the slowest of the live devices that have trained one.
+
+    Without a live worker, and for remote servers, of the newest ones on whatever they were trained.
+    """
+    devices = live_devices(session, f"{TRAIN}{spec.family}") if spec.backend == "local" else ()
+    found = [rate for device in devices if (rate := _median(session, spec, col(Job.device) == device)) is not None]
+    if found:
+        return max(found)
+    # Before devices were recorded, installations had one kind of worker.
+    return _median(session, spec, col(Job.device) == "" if devices else sa.true())
+
+
+def _median(session: Session, spec: TrainSpec, condition: Any) -> float | None:
     """Median seconds per step of the newest 9 trainings with this family, backend, resolution and batch size."""
     rows = session.exec(
         select(Job.seconds_per_step)
-        .where(Job.status == Status.READY, col(Job.seconds_per_step).is_not(None))
+        .where(Job.status == Status.READY, col(Job.seconds_per_step).is_not(None), condition)
         .where(Job.family == spec.family, Job.backend == spec.backend)
         .where(Job.resolution == spec.resolution, Job.batch_size == spec.batch_size)
         .order_by(col(Job.finished_at).desc())
@@ -82,3 +101,16 @@ def _measured(session: Session, spec: TrainSpec) -> float | None:
     ).all()
     seconds = sorted(row for row in rows if row is not None)
     return seconds[len(seconds) // 2] if seconds else None
+
+
+def _pod_start_s(session: Session, settings: Settings, spec: TrainSpec) -> float:
+    """How long a training waits for a rented pod, as the last ones did; 0 if one is ready, or none was rented."""
+    if spec.backend == "local" or settings.ai_toolkit_url or settings.runpod_api_key is None:
+        return 0.0
+    if session.exec(select(RentedPod.id).where(RentedPod.state == PodState.READY).limit(1)).first() is not None:
+        return 0.0
+    started = select(RentedPod).where(col(RentedPod.ready_at).is_not(None)).order_by(col(RentedPod.created_at).desc())
+    waits = sorted(
+        (pod.ready_at - pod.created_at).total_seconds() for pod in session.exec(started.limit(9)) if pod.ready_at
+    )
+    return waits[len(waits) // 2] if waits else 0.0

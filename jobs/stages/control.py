@@ -24,6 +24,15 @@ log = logging.getLogger(__name__)
 # Set when this worker is asked to stop: its trainings write a checkpoint and hand over.
 leaving = threading.Event()
 
+
+class Device:
+    """The device that this process trains on; its name is set by the check of a training worker."""
+
+    name = ""
+
+
+device = Device()
+
 _CHECK_EVERY_S = 0.5
 
 

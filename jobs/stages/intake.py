@@ -111,6 +111,7 @@ def rows_for(session: Session, job_id: str, request: TrainingRequest) -> tuple[l
         if done := prepared.get((row.source_sha256, recipes.get(row.position))):
             for name, value in picture_values(done).items():
                 setattr(row, name, value)
+    preflight.leave_out(request, rows, measured)
     return rows, preflight.check(request, rows, measured)
 
 

@@ -1,6 +1,6 @@
 """What is known of a request's pictures before credits are held: pictures that do not fit its base and resolution."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from core.errors import ImagesUnfit
 from core.picture_names import picture_label
@@ -10,6 +10,22 @@ from storage.tables.jobs import JobPicture, PictureState
 from training.data.framing import Frame
 from training.data.verdict import judge
 from training.spec import MIN_PICTURES
+
+
+def leave_out(
+    request: TrainingRequest, rows: Iterable[JobPicture], measured: Mapping[int, StoredReport | None]
+) -> None:
+    """Leave out the pictures that were measured before, perhaps for another resolution, and are no good at this one.
+
+    What was measured of a picture decides, so it need not be decoded again. A mask has to be looked at.
+    """
+    frame = Frame(request.spec.resolution, request.spec.aspect_buckets)
+    for row in rows:
+        report = measured.get(row.position)
+        if row.state != PictureState.WAITING or row.mask is not None or report is None:
+            continue
+        if faults := judge(report, frame, row.crop).faults:
+            row.state, row.faults, row.report = PictureState.BAD, faults, report.model_copy(update={"bad": faults})
 
 
 def check(request: TrainingRequest, rows: list[JobPicture], measured: Mapping[int, StoredReport | None]) -> list[str]:

@@ -6,13 +6,13 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from sqlmodel import select
+from sqlmodel import col, select
 
 from core.errors import HandOver, ImageUnreachable, ImprintError, LeaseLost, OutOfMemory, Stop, StoreUnavailable
 from core.telemetry import metrics
@@ -24,9 +24,12 @@ from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.turns import RetryLater
 from storage.database import AWAY
-from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, Stage, Status
+from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, Stage, Status, StoredPicture
 
 log = logging.getLogger(__name__)
+
+_MOST_TOGETHER = {False: 5, True: 2}  # pictures in one message: stored ones, and those that are fetched
+_BYTES_TOGETHER = 2 * 2**20
 
 
 class NothingToDo(Exception):
@@ -45,7 +48,7 @@ class RemainingWork:
     """What is left to do for a job: from which stage on, and which pictures."""
 
     stage: Stage
-    waiting: Sequence[int]
+    groups: Sequence[Sequence[int]]  # the waiting pictures, by the messages that they are prepared with
     family: str
     backend: str
     captions: bool = False  # whether the stage `caption` is to come
@@ -58,12 +61,34 @@ def remaining_work(services: Services, job_id: str) -> RemainingWork | None:
         job = session.get(Job, job_id)
         if job is None or job.status not in ACTIVE or job.stage == Stage.REVIEW:
             return None
-        waiting = session.exec(
-            select(JobPicture.position).where(JobPicture.job_id == job_id, JobPicture.state == PictureState.WAITING)
-        ).all()
+        waiting = session.execute(
+            select(JobPicture.position, JobPicture.reference, JobPicture.mask, StoredPicture.size_bytes)
+            .outerjoin(StoredPicture, col(StoredPicture.id) == JobPicture.reference)
+            .where(JobPicture.job_id == job_id, JobPicture.state == PictureState.WAITING)
+            .order_by(col(JobPicture.position))
+        )
+        groups = picture_groups([(row[0], "://" in row[1] or "://" in (row[2] or ""), row[3] or 0) for row in waiting])
         spec = spec_of(job)
         here = spec.captions == "auto" and services.settings.caption_task is None
-        return RemainingWork(Stage(job.stage), waiting, spec.family, spec.backend, job.needs_captions, here)
+        return RemainingWork(Stage(job.stage), groups, spec.family, spec.backend, job.needs_captions, here)
+
+
+def picture_groups(pictures: Iterable[tuple[int, bool, int]]) -> list[list[int]]:
+    """The positions of pictures by message, for (position, whether it is fetched from an address, size in bytes).
+
+    A message costs as much CPU time as a small picture. But pictures of one message are prepared one after the other,
+    so a message has few addresses, whose hosts may be slow, and few bytes.
+    """
+    groups: list[list[int]] = []
+    open_groups: dict[bool, tuple[list[int], int]] = {}
+    for position, is_fetched, size in pictures:
+        group, held = open_groups.get(is_fetched, ([], 0))
+        if not group or len(group) >= _MOST_TOGETHER[is_fetched] or held + size > _BYTES_TOGETHER:
+            group, held = [], 0
+            groups.append(group)
+        group.append(position)
+        open_groups[is_fetched] = group, held + size
+    return groups
 
 
 # ---- running a step ----------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ A step may run twice: the second run changes nothing.
 
 import hashlib
 import logging
+import time
 from pathlib import Path
 
 from sqlmodel import Session, col, func, select
@@ -27,39 +28,62 @@ from jobs.lifecycle.leases import HeldLease, Lease, claim_picture
 from jobs.remote import train_stage
 from jobs.services import Services
 from jobs.specs import spec_of
-from jobs.stages.control import JobControl, StoredCheckpoints, StoredLoras, StoredPreviews
+from jobs.stages.control import JobControl, StoredCheckpoints, StoredLoras, StoredPreviews, device
 from jobs.stages.intake import picture_values, preparation, unpack
 from jobs.stages.picture_source import fetch_and_convert, prepared_before
 from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, timed_stage, work_dir, worker_name
-from jobs.turns import owner_slot
+from jobs.turns import RetryLater, owner_slot
 from storage.database import insert_if_absent
 from storage.picture_report import StoredReport
 from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, PreparedPicture, Stage, Status
 from training.data.dataset import DatasetPicture, Manifest, build_manifest
 from training.data.quality import near_duplicates
 from training.lora import file as lora_file
+from training.lora.readers import readers
+from training.lora.reading import read_lora
 from training.ports import TrainResult, TrainRun
 from training.spec import MIN_PICTURES, base_model_location
 
 log = logging.getLogger(__name__)
 
+# How long one message prepares pictures of an owner. What is left then is sent again, so that others get a turn.
+_GROUP_S = 5.0
+
 
 # ---- preprocess -------------------------------------------------------------------------------------------
 
 
-def preprocess(services: Services, job_id: str, position: int) -> None:
-    """Fetch and prepare one picture, unless that was done before, and record its state.
+def preprocess(services: Services, job_id: str, *positions: int) -> None:
+    """Fetch and prepare pictures one after the other, each unless that was done before, and record their states.
 
     A picture that is refused or cannot be read is left out and named; it does not fail the job by itself. One whose
     server does not answer is tried again for `fetch_patience_s`. Then it fails the job, unless that `allow_missing`.
-    Raises RetryLater if the owner's other pictures take its share of this worker.
+    Raises RetryLater for the pictures that are left, also if the owner's other pictures take its share of this worker.
     """
     with services.database.reading() as session:
         owner_id = session.scalar(select(Job.owner_id).where(Job.id == job_id, col(Job.status).in_(ACTIVE)))
     if owner_id is None:  # do not let it wait for a slot
         raise NothingToDo(f"{job_id} is final or deleted")
+    until = time.monotonic() + _GROUP_S
+    later: list[tuple[int, RetryLater]] = []
+    left, reason = list(positions), NothingToDo(f"{job_id}: no picture is waiting")
+    is_any_done = False
     with owner_slot(services, owner_id):
-        _preprocess(services, job_id, position)
+        while left and (time.monotonic() < until or left == list(positions)):
+            position = left.pop(0)
+            try:
+                _preprocess(services, job_id, position)
+                is_any_done = True
+            except NothingToDo as nothing:
+                reason = nothing
+            except RetryLater as again:
+                later.append((position, again))
+    if left or later:
+        first = later[0][1] if later else RetryLater("other work gets a turn", 0.0)
+        delay_s = 0.0 if left else min(retry.delay_s for _, retry in later)
+        raise RetryLater(str(first.args[0]), delay_s, (job_id, *left, *(position for position, _ in later))) from first
+    if not is_any_done:
+        raise reason
 
 
 def _preprocess(services: Services, job_id: str, position: int) -> None:
@@ -227,6 +251,7 @@ def train(services: Services, job_id: str) -> None:
                 lora_sha256=result.sha256,
                 lora_bytes=result.size_bytes,
                 train_seconds=col(Job.train_seconds) + result.train_seconds,
+                device=device.name,
             )
 
 
@@ -287,7 +312,7 @@ def upload(services: Services, job_id: str) -> None:
             log.info("%s exists already and is compared", key)
         _compare(services.store.get(key), sha256, key)
         with services.database.writing() as session:
-            transitions.advance(session, lease, services.settings, lora_key=key)
+            transitions.advance(session, lease, services.settings, lora_key=key, readers=readers(read_lora(data)))
 
 
 def _compare(data: bytes, sha256: str, what: str) -> None:

@@ -100,8 +100,9 @@ def get(services: Services, owner_id: str, subject_id: str, fetch_id: str) -> Fe
         fetch = session.get(StoredImageFetch, fetch_id)
         if fetch is None or (fetch.owner_id, fetch.subject_id) != (owner_id, subject_id):
             raise NotFound(f"there is no fetch {fetch_id}")
-    views = subject_pictures.list_masks if fetch.is_mask else subject_pictures.list_pictures
-    return _progress(fetch.id, fetch.results, views(services, owner_id, subject_id))
+    stored = [result.picture_id for result in fetch.results if result is not None and result.picture_id]
+    get_views = subject_pictures.list_masks if fetch.is_mask else subject_pictures.get_all
+    return _progress(fetch.id, fetch.results, get_views(services, owner_id, subject_id, stored))
 
 
 def fetch_images(services: Services, fetch_id: str) -> None:

@@ -69,6 +69,13 @@ def resolve(services: Services, owner_id: str, subject_id: str, base_model: str 
     )
 
 
+def readers_of(services: Services, job_id: str) -> dict[str, str] | None:
+    """How each program reads the file of a training, as the inspector has it; None if it was not inspected."""
+    with services.database.reading() as session:
+        found = session.exec(select(Job.readers).where(Job.id == job_id)).one_or_none()
+    return None if found is None else dict(found)
+
+
 def _newest(services: Services, owner_id: str, subject_id: str, base_model: str | None) -> tuple[Job, TrainSpec]:
     query = select(Job).where(Job.owner_id == owner_id, Job.subject_id == subject_id)
     latest: Job | None = None  # of any status, for the message if none is ready

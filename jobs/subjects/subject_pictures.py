@@ -1,7 +1,8 @@
 """The stored pictures of a subject: added with a first check, listed with a verdict, captioned, removed."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from storage.picture_report import StoredReport
 from storage.tables.jobs import PreparedPicture, StoredPicture, Subject
 from training.data.folders.picture_folder import compared_stem
 from training.data.framing import Frame, View
-from training.data.quality import near_duplicates
+from training.data.quality import Repeats, near_duplicates
 from training.data.thumbnail import thumbnail
 from training.data.verdict import Verdict, describe_fault, judge
 from training.families.registry import BASE_MODELS
@@ -119,11 +120,23 @@ def list_pictures(
         return [_view(picture, verdict) for picture, verdict in _judged(session, owner_id, subject_id, frame)]
 
 
-def list_masks(services: Services, owner_id: str, subject_id: str) -> list[SubjectPicture]:
-    """A subject's masks, in the form of `list_pictures`; a mask has no faults."""
+def get_all(services: Services, owner_id: str, subject_id: str, picture_ids: Collection[str]) -> list[SubjectPicture]:
+    """These pictures of a subject, as `list_pictures` shows them, without judging all the others."""
     with services.database.reading() as session:
-        found = session.exec(select(StoredPicture).where(*belongs_to(owner_id, subject_id, is_mask=True)))
-        return [_view(mask, Verdict([], [], [], None)) for mask in found]
+        frame = frame_of(preview_spec(session.get(Subject, (owner_id, subject_id))))
+        found = _judged_some(session, owner_id, subject_id, frame, picture_ids)
+        return [_view(picture, verdict) for picture, verdict in found]
+
+
+def list_masks(
+    services: Services, owner_id: str, subject_id: str, mask_ids: Collection[str] | None = None
+) -> list[SubjectPicture]:
+    """A subject's masks, all or these, in the form of `list_pictures`; a mask has no faults."""
+    query = select(StoredPicture).where(*belongs_to(owner_id, subject_id, is_mask=True))
+    if mask_ids is not None:
+        query = query.where(col(StoredPicture.id).in_(mask_ids))
+    with services.database.reading() as session:
+        return [_view(mask, Verdict([], [], [], None)) for mask in session.exec(query)]
 
 
 def usable_ids(session: Session, owner_id: str, subject_id: str) -> list[str]:
@@ -147,10 +160,9 @@ def remove(services: Services, owner_id: str, subject_id: str, picture_id: str) 
 
 def get(services: Services, owner_id: str, subject_id: str, picture_id: str) -> SubjectPicture:
     """A picture in the form of `list_pictures`. Raises NotFound."""
-    found = (view for view in list_pictures(services, owner_id, subject_id) if view.id == picture_id)
-    if (view := next(found, None)) is None:
-        raise NotFound(f"there is no picture {picture_id}")
-    return view
+    for view in get_all(services, owner_id, subject_id, [picture_id]):
+        return view
+    raise NotFound(f"there is no picture {picture_id}")
 
 
 def preview(services: Services, owner_id: str, subject_id: str, picture_id: str) -> bytes:
@@ -227,16 +239,62 @@ def get_row(
     return picture
 
 
+_ORDER = (col(StoredPicture.created_at), col(StoredPicture.id))
+
+
 def _judged(session: Session, owner_id: str, subject_id: str, frame: Frame) -> list[tuple[StoredPicture, Verdict]]:
     """Each picture with its verdict. Of near-duplicates the first is good, as in the dataset step."""
-    order = (col(StoredPicture.created_at), col(StoredPicture.id))
-    pictures = session.exec(select(StoredPicture).where(*belongs_to(owner_id, subject_id)).order_by(*order)).all()
+    pictures = session.exec(select(StoredPicture).where(*belongs_to(owner_id, subject_id)).order_by(*_ORDER)).all()
     judged = [(picture, judge(picture.report or StoredReport(), frame, picture.crop)) for picture in pictures]
     good = [(picture, verdict) for picture, verdict in judged if not verdict.faults and picture.report]
     for index in near_duplicates([picture.report or StoredReport() for picture, _ in good]):
-        good[index][1].faults.append("near_duplicate")
-        good[index][1].texts.append(describe_fault("near_duplicate"))
+        _add_near_duplicate(good[index][1])
     return judged
+
+
+def _judged_some(
+    session: Session, owner_id: str, subject_id: str, frame: Frame, picture_ids: Collection[str]
+) -> list[tuple[StoredPicture, Verdict]]:
+    """What `_judged` says of these pictures. Of the others, only those that they look like are judged."""
+    texts = (sa.type_coerce(column, sa.String) for column in (col(StoredPicture.report), col(StoredPicture.crop)))
+    query = sa.select(col(StoredPicture.id), *texts).where(*belongs_to(owner_id, subject_id)).order_by(*_ORDER)
+    rows = session.execute(query).all()
+    measured = [_Measured(*(json.loads(text) if text else None for text in row[1:])) for row in rows]
+    repeats = Repeats(measured, lambda index: not measured[index].judge(frame).faults)
+    asked = session.exec(select(StoredPicture).where(col(StoredPicture.id).in_(picture_ids)))
+    pictures = {picture.id: picture for picture in asked}
+    judged = []
+    for index, row in enumerate(rows):
+        if (picture := pictures.get(row[0])) is not None:
+            verdict = measured[index].judge(frame)
+            if repeats.first_of(index) is not None:
+                _add_near_duplicate(verdict)
+            judged.append((picture, verdict))
+    return judged
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The columns of a picture that its verdict depends on, not validated yet: a subject may have two thousand."""
+
+    report: dict[str, Any] | None
+    crop: list[float] | None
+
+    @property
+    def dhash(self) -> str:
+        return str((self.report or {}).get("dhash", ""))
+
+    @property
+    def colours(self) -> str:
+        return str((self.report or {}).get("colours", ""))
+
+    def judge(self, frame: Frame) -> Verdict:
+        return judge(StoredReport.model_validate(self.report or {}), frame, self.crop)
+
+
+def _add_near_duplicate(verdict: Verdict) -> None:
+    verdict.faults.append("near_duplicate")
+    verdict.texts.append(describe_fault("near_duplicate"))
 
 
 def _view(picture: StoredPicture, verdict: Verdict) -> SubjectPicture:

@@ -13,6 +13,7 @@ from sqlmodel import Session, col, select
 from core.errors import SpecInvalid
 from jobs.requests import training_request
 from storage.tables.jobs import Subject
+from training.families.registry import BASE_MODELS
 from training.spec import GROUPS, TrainSpec
 
 # A subject has settings of its own for these, and its base model has a short name, which has a family.
@@ -46,6 +47,23 @@ def arguments(subject: Subject, given: Mapping[str, Any]) -> dict[str, Any]:
         recipe.pop("max_steps", None)  # it would replace the epochs that were asked for
     settings = {name: value for name in _SETTINGS if (value := getattr(subject, name)) is not None}
     return {**settings, **recipe, **given}
+
+
+def of_spec(spec: TrainSpec) -> dict[str, Any]:
+    """The recipe of a training as a subject stores it: what differs from the defaults of its base model.
+
+    The seed is not part of it: the next training draws its own.
+    """
+    family = {} if spec.base_model in BASE_MODELS else {"family": spec.family}
+    usual = TrainSpec.model_validate({"base_model": spec.base_model, "trigger_word": "x", "seed": 0, **family})
+    full = spec.model_dump(mode="json")
+    plain = {
+        name: full[name] for name in RECIPE if name not in (*GROUPS, "seed") and full[name] != getattr(usual, name)
+    }
+    if spec.max_steps is not None:
+        plain.pop("epochs", None)  # they do not count beside a number of steps
+    groups: dict[str, dict[str, Any]] = {name: getattr(spec, name).to_dict() for name in GROUPS}
+    return plain | {name: group for name, group in groups.items() if group}
 
 
 def derive_trigger_word(session: Session, owner_id: str, subject_id: str) -> str:

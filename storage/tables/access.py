@@ -21,6 +21,9 @@ class ApiToken(SQLModel, table=True):
     created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
     expires_at: datetime | None = Field(default=None, sa_column=time_column())
     revoked_at: datetime | None = Field(default=None, sa_column=time_column())
+    # Of the link that signs in with this token once; None when it has been used.
+    link_sha256: str | None = Field(default=None, unique=True)
+    link_expires_at: datetime | None = Field(default=None, sa_column=time_column())
 
 
 class StoredSession(SQLModel, table=True):

@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
 
 from core.clock import utcnow
+from core.json_column import JsonColumn
 from storage.tables.jobs import time_column
 
 
@@ -17,6 +18,9 @@ class TrainingWorker(SQLModel, table=True):
     worker: str = Field(primary_key=True)
     queue: str = Field(primary_key=True)
     slots: int
+    device: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
+    # The base models of the queue's family by name: `here`, or `download` before the first job. None: not reported.
+    bases: dict[str, str] | None = Field(default=None, sa_column=sa.Column(JsonColumn(dict[str, str])))
     draining: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
     captions: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})  # whether it has a captioner
     seen_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))

@@ -170,6 +170,13 @@ class Job(SQLModel, table=True):
         ),
         sa.Index("ix_training_job_kind", "family", "backend", "resolution", "batch_size", "finished_at"),
         sa.Index("ix_training_job_dataset", "dataset_sha256"),
+        *(
+            sa.Index(
+                f"ix_training_job_not_{name}", "finished_at",
+                sqlite_where=sa.text(f"{name}_at IS NULL"), postgresql_where=sa.text(f"{name}_at IS NULL"),
+            )
+            for name in ("thinned", "trimmed")
+        ),
     )  # fmt: skip
 
     id: str = Field(primary_key=True)
@@ -215,6 +222,7 @@ class Job(SQLModel, table=True):
     validation_loss: float | None = None  # of the last validation; at the end, of the delivered weights
     seconds_left: float | None = None
     seconds_per_step: float | None = None
+    device: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})  # that it was trained on
 
     failure_code: str | None = None
     failure_message: str | None = None
@@ -237,6 +245,7 @@ class Job(SQLModel, table=True):
     dataset_sha256: str | None = None
     lora_sha256: str | None = None
     lora_bytes: int | None = Field(default=None, sa_type=sa.BigInteger)
+    readers: dict[str, str] | None = Field(default=None, sa_column=_json(dict[str, str]))  # how programs read the file
     lora_key: str | None = None  # set once the upload has been read back
     train_seconds: float = 0.0
     checkpoint_step: int = 0
@@ -245,6 +254,7 @@ class Job(SQLModel, table=True):
     started_at: datetime | None = Field(default=None, sa_column=time_column())
     finished_at: datetime | None = Field(default=None, sa_column=time_column())
     thinned_at: datetime | None = Field(default=None, sa_column=time_column())  # when retention deleted its pictures
+    trimmed_at: datetime | None = Field(default=None, sa_column=time_column())  # when it deleted events and messages
 
     @property
     def public_model_id(self) -> str:

@@ -1,10 +1,15 @@
-"""A training worker reports its queues and slots, from which admission knows how many jobs to send."""
+"""A training worker reports its queues, slots, device and base models.
+
+Admission knows from the slots how many jobs to send, and the page which base models can be trained here.
+"""
 
 import logging
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 
 from core import essential
+from core.brokers.queues import TRAIN
 from jobs.admission import workers
 from jobs.services import services
 from storage.database import AWAY
@@ -12,13 +17,20 @@ from tasks.app import app
 
 log = logging.getLogger(__name__)
 
+_LOOK_EVERY_S = 300.0  # at the base models on this machine: they may come and go
+
 
 class Heartbeat:
     """Reports one worker from a thread until it leaves."""
 
-    def __init__(self, worker: str, queues: Sequence[str], slots: int, *, captions: bool = False) -> None:
+    def __init__(
+        self, worker: str, queues: Sequence[str], slots: int, device: str = "", *, captions: bool = False
+    ) -> None:
         """captions: whether the worker has a captioner."""
-        self._worker, self._queues, self._slots, self._captions = worker, queues, slots, captions
+        self._worker, self._queues, self._slots, self._device = worker, queues, slots, device
+        self._captions = captions
+        self._bases: Mapping[str, str] | None = None
+        self._looked_at = -_LOOK_EVERY_S
         self._left = threading.Event()
         self._drains = False
 
@@ -36,14 +48,24 @@ class Heartbeat:
     def _run(self) -> None:
         while True:
             try:
-                drains = workers.beat(services(), self._worker, self._queues, self._slots, captions=self._captions)
-                self._follow(drains)
+                self._follow(self._beat())
             except AWAY as error:
                 log.warning("the slots of this worker are not reported: the database does not answer (%s)", error)
             except Exception:  # reporting must not end a worker that trains
                 log.exception("the slots of this worker are not reported")
             if self._left.wait(workers.BEAT_S):
                 return
+
+    def _beat(self) -> bool:
+        if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
+            from training.families import on_this_machine  # torch: only on workers that train
+
+            families = [queue.removeprefix(TRAIN) for queue in self._queues]
+            self._bases = on_this_machine.find(families, services().settings.base_models)
+            self._looked_at = time.monotonic()
+        return workers.beat(
+            services(), self._worker, self._queues, self._slots, self._device, self._bases, captions=self._captions
+        )
 
     def _follow(self, drains: bool) -> None:
         """Stop taking jobs, or take them again."""

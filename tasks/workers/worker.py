@@ -103,6 +103,14 @@ def _set_concurrency(conf: Any, options: dict[str, Any], **_: Any) -> None:
 
 
 @celeryd_after_setup.connect
+def _take_last_stages(instance: Any, **_: Any) -> None:
+    """Take the last stages of trained jobs on a worker that was started with the queues of an earlier version."""
+    taken = instance.app.amqp.queues
+    if "io" in taken.consume_from and queues.FINISH not in taken.consume_from:
+        taken.select_add(taken[queues.FINISH])
+
+
+@celeryd_after_setup.connect
 def _share_slots(instance: Any, **_: Any) -> None:
     """Owners take turns on the threads of a fetch worker. Processes of a prefork pool do not know of each other."""
     if "fetch" in instance.app.amqp.queues.consume_from and _has_threads(instance.pool_cls):
@@ -147,7 +155,11 @@ def _check_device(instance: Any, **_: Any) -> None:
             taken.deselect(queues.TRAIN + family)
         import_module("training.backends.local")  # imports torch now, so that the first job does not wait for it
         trained = [queues.TRAIN + family for family in families if family not in _trains_on.refused]
-        _heartbeat = Heartbeat(instance.hostname, trained, instance.concurrency, captions=_has_captioner())
+        control.device.name = _trains_on.name
+        has_captioner = _has_captioner()
+        _heartbeat = Heartbeat(
+            instance.hostname, trained, instance.concurrency, _trains_on.name, captions=has_captioner
+        )
         dropped = drawn if device_check.is_cpu(settings()) else [queues.DRAW + name for name in _trains_on.refused]
         for name in set(drawn) & set(dropped):
             taken.deselect(name)

@@ -216,6 +216,10 @@ def test_a_failure_in_plain_words(visitor: Visitor, shoot: Shoot) -> None:
     assert visitor.site.view(job_id)["failure"]["code"] == "too_few_images"
     shoot(page, "training-failed")
     check_accessible(page)
+    # The same would fail again: what is offered can succeed.
+    expect(page.get_by_role("button", name="Train again")).to_have_count(0)
+    page.get_by_role("link", name=re.compile(r"Train at \d+ pixels")).click()
+    expect(page.get_by_role("button", name="Start training")).to_be_enabled()
 
 
 def test_train_automatically_says_why_not(visitor: Visitor, shoot: Shoot) -> None:
@@ -234,7 +238,9 @@ def test_train_automatically_says_why_not(visitor: Visitor, shoot: Shoot) -> Non
     visitor.site.grant("tess", 60)
     page.reload()
     expect(switch).to_be_enabled()
-    expect(page.locator("#automatic-about")).to_contain_text(re.compile(r"50 credits · about \d+ (s|min)"))
+    expect(page.locator("#automatic-about")).to_contain_text(
+        re.compile(r"50 credits · (about \d+ (s|min)|time unknown here)")
+    )
     switch.click()
     expect(switch).to_be_checked()
     assert subject_settings.get(visitor.services, "tess", "mascot").train_automatically is True
@@ -353,7 +359,7 @@ def test_operators_see_the_installation(visitor: Visitor, shoot: Shoot) -> None:
     check_accessible(page)
     for size in (PHONE, DESKTOP):
         page.set_viewport_size(size)  # type: ignore[arg-type]
-        for path in ("/", "/subjects/mascot", f"/trainings/{job_id}", "/account", "/operators"):
+        for path in ("/", "/subjects/mascot", "/trainings", f"/trainings/{job_id}", "/account", "/operators"):
             page.goto(path)
             width = page.evaluate("document.documentElement.scrollWidth")
             assert width <= size["width"], f"{path} is {width} wide"

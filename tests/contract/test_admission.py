@@ -1,5 +1,6 @@
 """Admission: whose job is sent next, and how many are sent, on both databases."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -200,6 +201,15 @@ def test_jobs_that_fit_a_running_cohort_go_first_among_equals_but_not_for_ever(s
     assert row(services, other).admitted_at is not None
 
 
+def test_of_two_owners_with_the_same_share_the_one_that_fits_a_running_cohort_goes_first(services: Services) -> None:
+    submit(services, "big", WINDOW, resolution=512)
+    prepare(services)
+    submit(services, "ada", resolution=768)
+    submit(services, "bob", resolution=512)
+    assert finish(services) == ["bob"]
+    assert finish(services) == ["ada"]  # the share of the owner counts before the shape
+
+
 def test_pictures_that_take_long_hold_up_no_other_owner(services: Services) -> None:
     submit(services, "slow", 20)
     assert admitted(services) == ["slow"] * WINDOW
@@ -323,6 +333,25 @@ def test_a_job_that_was_sent_has_no_place(services: Services) -> None:
     service.cancel(services, job_id)
     view = service.get(services, job_id)
     assert (view.place, view.expected_start, view.expected_end) == (None, None, None)
+
+
+def test_a_job_that_was_accepted_since_is_put_between_the_jobs_whose_places_are_known(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Computing all places is linear in the waiting jobs, so it is not done again for each job that is accepted."""
+    monkeypatch.setattr("jobs.admission.places._AGE_PER_COST", math.inf)
+    submit(services, "big", 12)
+    prepare(services)
+    submit(services, "ada", 2)
+    services.places.__init__()  # type: ignore[misc] - forget what is known
+    assert service.get(services, submit(services, "big")[0]).place == 10
+    late = {
+        owner: submit(services, owner, priority=priority)[0] for owner, priority in (("bob", "normal"), ("eve", "high"))
+    }
+    known = {owner: service.get(services, job_id) for owner, job_id in late.items()}
+    services.places.__init__()  # type: ignore[misc]
+    assert {owner: view.place for owner, view in known.items()} == {"bob": 2, "eve": 1}
+    assert None not in (known["bob"].expected_start, known["bob"].expected_end)
 
 
 # ---- pauses ---------------------------------------------------------------------------------------------------------

@@ -782,7 +782,7 @@ def test_a_picture_that_kills_its_worker_each_time_is_given_up(services: Service
     assert row(services, job_id).status in ACTIVE
     lacking = remaining_work(services, job_id)
     assert lacking is not None
-    assert list(lacking.waiting) == [0, 1, 3, 4]
+    assert lacking.groups == [[0, 1, 3, 4]]
 
 
 def test_a_message_that_nobody_took_is_sent_again_when_it_is_time(services: Services, job_id: str) -> None:

@@ -62,12 +62,26 @@ def race(services: Services, settings: Settings, asked: dict[str, Any], times: i
     assert [child.exitcode for child in children] == [0] * 16
 
 
-def test_sixteen_processes_never_exceed_a_limit_of_pictures(services: Services, settings: Settings) -> None:
+@pytest.mark.parametrize(("name", "more"), [("pictures", 2), ("bytes_stored", 2 * len(b"0 of b'token_0'"))])
+def test_sixteen_processes_never_exceed_a_limit_of_pictures(
+    services: Services, settings: Settings, name: str, more: int
+) -> None:
     asked = request(services)  # stores five
-    limits.change(services, "pictures", 7, owner_id="ada")
+    most = used(services, name) + more
+    limits.change(services, name, most, owner_id="ada")
     race(services, settings, asked, times=0, pictures=2)
-    views = {view.name: view for view in limits.list_limits(services, "ada")}
-    assert (views["pictures"].used, views["pictures"].value) == (7, 7)
+    assert used(services, name) == most
+
+
+def test_sixteen_processes_never_run_more_jobs_than_the_limit(services: Services, settings: Settings) -> None:
+    asked = request(services, max_steps=10)
+    limits.change(services, "running_jobs", 2, owner_id="ada")
+    race(services, settings, asked)
+    assert (used(services, "running_jobs"), used(services, "waiting_jobs")) == (2, 14)
+
+
+def used(services: Services, name: str) -> int:
+    return next(view.used for view in limits.list_limits(services, "ada") if view.name == name)
 
 
 def test_a_refusal_names_the_limit_and_when_it_frees(services: Services) -> None:

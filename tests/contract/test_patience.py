@@ -91,6 +91,17 @@ def test_an_outage_is_waited_out_and_nothing_is_trained_without(services: Servic
     assert (view.total_steps, row(services, job_id).waiting_note) == (700, None)
 
 
+def test_a_picture_waits_for_a_slot_only_while_its_job_is_active(services: Services, server: PictureServer) -> None:
+    """What was left of cancelled jobs used to wait for their owner's slots, and was sent again all the time."""
+    job_id = submitted(services, server)
+    services.slots.total = 1
+    assert services.slots.take("ada") == 0.0
+    assert postponed(services, job_id) < 1
+    service.cancel(services, job_id)
+    with pytest.raises(NothingToDo, match="is final or deleted"):
+        steps.preprocess(services, job_id, 2)
+
+
 def test_the_delays_double_until_a_minute(services: Services, server: PictureServer) -> None:
     job_id = submitted(services, server)
     base = services.settings.retry_base_s

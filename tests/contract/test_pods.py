@@ -16,6 +16,7 @@ from core.clock import utcnow
 from core.errors import BackendFailed, BackendUnreachable
 from core.ids import made_at, new_id
 from core.settings import Settings
+from jobs.owners import audit_log
 from jobs.remote import pod_costs, pod_reaper, pods, trainers
 from jobs.remote.pod_rental import ORDER_GRACE_S
 from jobs.services import Services
@@ -629,6 +630,7 @@ def test_an_operator_sees_and_closes_a_pod(make: Callable[..., Services], cloud:
     assert (pod.health, pod.dollars_per_hour) == ("starting", 0.69)
     assert trainers.close_pod(services, found.pod.name) == [job_id]
     assert trainers.close_pod(services, "nobody") is None
+    assert {entry.action for entry in audit_log.list_entries(services)} >= {"pod.rented", "pod.closed"}
     assert trainers.list_pods(services) == []
     assert [pod.state for pod in trainers.list_pods(services, gone=True)] == ["gone"]
     assert left(cloud, services) == 0

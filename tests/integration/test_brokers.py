@@ -160,7 +160,7 @@ class TestQuorumQueues:
         ):
             with Connection(server.url) as connection:
                 Queue("cpu", durable=True, queue_arguments={"x-queue-type": "quorum"})(connection).declare()
-            done = made.command("worker", "-Q", "io,cpu,sweep")
+            done = made.command("worker", "-Q", "io.finish,io,cpu,sweep")
             assert done.returncode != 0
             assert "this worker cannot start: the queue cpu on the broker is not a plain classic queue" in done.stderr
             assert "default queue type is classic" in done.stderr

@@ -51,7 +51,7 @@ class Up:
         started = self.process
         until(lambda: started.poll() is not None or self.output().count(" ready.", mark) == 2, _READY_S, "two workers")
         assert started.poll() is None, self.output()
-        assert "Imprint is up" in self.output()[mark:]
+        until(lambda: "Imprint is up" in self.output()[mark:], _READY_S, "the page and a training worker")
         return started
 
     def output(self) -> str:

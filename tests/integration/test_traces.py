@@ -86,7 +86,7 @@ def test_one_trace_from_the_request_to_the_webhook(base_model: Path, tmp_path: P
             until(lambda: any(span.name == "imprint.clean_up" for span in seen.of(TRACE)), 30, "all of it")
         spans = seen.of(TRACE)
     names = [span.name for span in spans]
-    stages = {"preprocess": 6, "dataset": 1, "train": 2, "upload": 1, "settle": 1}
+    stages = {"preprocess": 2, "dataset": 1, "train": 2, "upload": 1, "settle": 1}
     assert {stage: names.count(f"imprint.{stage}") for stage in stages} == stages, names
     assert names.count("POST /api/influencer/{id}/lora/train") == 1
     assert names.count("submit") == 1

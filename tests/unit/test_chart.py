@@ -31,6 +31,18 @@ def test_the_words_tell_what_the_line_shows() -> None:
     falling = loss_curve([(step, 1.0 if step < 50 else 0.1) for step in range(1, 101)])
     assert falling is not None
     assert falling.words == (
-        "Loss over 100 steps: the running mean went down from 1 to 0.1. The lowest loss was 0.1 at step 50."
+        "Loss over 100 steps: it fell from 1 in the first third to 0.1 in the last. The loss of a step depends mostly "
+        "on how much noise was added to the picture in that step, so a level curve does not mean that nothing was "
+        "learned, and a lower one does not mean a better LoRA: judge by pictures drawn with it."
     )
+    # The loss of single steps scatters: no direction is told where there is none.
+    scattered = loss_curve([(step, 0.4 + 0.3 * ((step * 7919 % 101) / 101 - 0.5)) for step in range(1, 61)])
+    assert scattered is not None
+    assert "no clear direction (from 0.389 in the first third to 0.4 in the last" in scattered.words
+    rising = loss_curve([(step, 0.1 + step / 1000 + 0.01 * (step % 3)) for step in range(1, 101)])
+    assert rising is not None
+    assert "it rose from 0.12" in rising.words
+    few = loss_curve([(step, 0.5) for step in range(1, 9)])
+    assert few is not None
+    assert "too few measurements" in few.words
     assert loss_curve([(1, 0.5)]) is None

@@ -4,7 +4,7 @@ The thresholds were chosen on 34 photographs of six subjects and 40 flat drawing
 drawings), each also blurred, re-encoded, resized and brightened. The comment at each threshold has the results.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -48,6 +48,7 @@ _OTHER_COLOURS, _COLOUR_NOISE = 0.6, 4.0
 _OTHER_COLOURS_OF_A_PART, _COLOUR_NOISE_OF_A_PART = 0.8, 15.0
 
 _HASH_SIDE = 16
+_HASH_DIGITS = _HASH_SIDE * _HASH_SIDE * 2 // 4
 # Grey levels between neighbours that count as an edge; without it, noise of a flat background fills half the hash.
 _EDGE = 3
 
@@ -174,24 +175,54 @@ def _dhash(grey: Image.Image) -> str:
     return np.packbits(bits).tobytes().hex()
 
 
-def near_duplicates(reports: Sequence[Fingerprint]) -> dict[int, int]:
-    """Find pictures that repeat an earlier one: maps the index of each repeat to the index of the first.
+class Repeats:
+    """Finds pictures that repeat an earlier one. A variant in another colour is no repeat.
 
-    A variant in another colour is no repeat. Pictures that could not be decoded are ignored.
+    Pictures that could not be decoded, and those that `is_used` says no of, neither repeat nor are repeated. Only as
+    many pictures are compared as the questions need.
     """
-    hashed = [index for index, report in enumerate(reports) if report.dhash]
-    bits = np.array([[*bytes.fromhex(reports[index].dhash.ljust(128, "0"))] for index in hashed], np.uint8)
-    chromas = [_chroma(reports[index].colours) for index in hashed]
-    firsts: list[int] = []  # positions in `hashed`
-    repeats: dict[int, int] = {}
-    for place, index in enumerate(hashed):
-        alike = np.flatnonzero(_are_same(bits[place], bits[firsts])) if firsts else ()
-        first = next((firsts[at] for at in alike if not _is_recoloured(chromas[place], chromas[firsts[at]])), None)
-        if first is None:
-            firsts.append(place)
-        else:
-            repeats[index] = hashed[first]
-    return repeats
+
+    def __init__(self, reports: Sequence[Fingerprint], is_used: Callable[[int], bool] = lambda _: True) -> None:
+        self._reports, self._is_used = reports, is_used
+        self._hashed = [index for index, report in enumerate(reports) if report.dhash]  # by place
+        self._places = {index: place for place, index in enumerate(self._hashed)}
+        hashes = bytes.fromhex(
+            "".join(reports[index].dhash[:_HASH_DIGITS].ljust(_HASH_DIGITS, "0") for index in self._hashed)
+        )
+        self._bits = np.frombuffer(hashes, np.uint8).reshape(-1, _HASH_DIGITS // 2)
+        self._firsts: dict[int, int | None] = {}
+
+    def first_of(self, index: int) -> int | None:
+        """The index of the picture that this one repeats; None if it repeats none, or is not used."""
+        place = self._places.get(index)
+        if place is None or not self._is_used(index):
+            return None
+        alike: dict[int, list[int]] = {}
+        asked = [place]
+        while asked:
+            if (one := asked.pop()) not in alike and one not in self._firsts:
+                asked += alike.setdefault(one, self._alike(one))
+        for one in sorted(alike):
+            self._firsts[one] = next((other for other in alike[one] if self._firsts[other] is None), None)
+        first = self._firsts[place]
+        return None if first is None else self._hashed[first]
+
+    def _alike(self, place: int) -> list[int]:
+        """The earlier places with nearly the same picture."""
+        found = np.flatnonzero(_are_same(self._bits[place], self._bits[:place])) if place else ()
+        used = [int(other) for other in found if self._is_used(self._hashed[other])]
+        chroma = self._chroma(place) if used else None
+        return [other for other in used if chroma is None or not _is_recoloured(chroma, self._chroma(other))]
+
+    def _chroma(self, place: int) -> NDArray[np.float32]:
+        return _chroma(self._reports[self._hashed[place]].colours)
+
+
+def near_duplicates(reports: Sequence[Fingerprint]) -> dict[int, int]:
+    """Maps the index of each picture that repeats an earlier one to the index of the first; see `Repeats`."""
+    repeats = Repeats(reports)
+    found = ((index, repeats.first_of(index)) for index in range(len(reports)))
+    return {index: first for index, first in found if first is not None}
 
 
 def _are_same(one: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.bool_]:

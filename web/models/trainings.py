@@ -88,6 +88,7 @@ class Training(ResponseModel):
                 "validationLoss": None,
                 "secondsLeft": 118.5,
                 "priority": "normal",
+                "awaitsApproval": False,
                 "review": False,
                 "reviewUntil": None,
                 "place": None,
@@ -126,6 +127,7 @@ class Training(ResponseModel):
     validation_loss: float | None = Field(description="The loss on the held-out pictures, if there are any.")
     seconds_left: float | None
     priority: Literal["low", "normal", "high"]
+    awaits_approval: bool = Field(description="Whether it waits for an operator's approval first.")
     review: bool = Field(description="Whether it waits with its captions until you accept them.")
     review_until: datetime | None = Field(description="While it does: when it fails if you have not.")
     place: int | None = Field(description="While it waits for its turn: 1 is the next one.")

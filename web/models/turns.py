@@ -1,7 +1,7 @@
 """Whose turn it is: workers, pauses, limits and the audit log, for operators and owners."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -63,6 +63,31 @@ class Turns(ResponseModel):
 
     workers: list[Worker]
     pauses: list[Pause]
+
+
+class HeldTraining(ResponseModel):
+    """A training that waits for an operator's approval; it fails at `expiresAt`."""
+
+    job_id: str
+    owner_id: str
+    subject_id: str
+    credits: int
+    reason: str
+    since: datetime
+    expires_at: datetime
+
+
+class HeldTrainings(ResponseModel):
+    """The trainings that wait for an approval, oldest first."""
+
+    trainings: list[HeldTraining]
+
+
+class Decision(RequestModel):
+    """An operator's decision; the reason of a refusal is for the owner."""
+
+    verdict: Literal["accept", "refuse"]
+    reason: Annotated[Text, StringConstraints(max_length=200)] = ""
 
 
 class Entry(ResponseModel):

@@ -1,41 +1,36 @@
-"""Sign-in and sign-out, static files, an owner's account, and the operators' page."""
+"""Sign-in and sign-out, static files, and an owner's account."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Form, Path, Query, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
 
 from core.clock import utcnow
 from core.errors import NotFound, SpecInvalid
-from jobs import overview, screening
-from jobs.admission import pauses
 from jobs.deletion import requests
 from jobs.notices import notices
-from jobs.owners import accounts, audit_log, tokens
+from jobs.owners import accounts, sign_in_links, tokens
 from jobs.owners import sessions as kept_sessions
-from jobs.remote import trainers
 from jobs.services import Services
 from notifications.preferences import EVENTS
-from tasks.workers import fleet
 from web.auth import Caller, ServicesDep
-from web.files import picture_response
 from web.pages import session as sessions
 from web.pages.render import STATIC, render, segment
 from web.pages.session import (
     COOKIE,
     LASTS_S,
-    PageOperatorDep,
     PageReaderDep,
     PageRoute,
     PageTrainerDep,
     SessionDep,
     check_origin,
 )
-from web.parameters import DeletionId, PictureHash, SessionId, TokenId
+from web.parameters import DeletionId, SessionId, TokenId
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
 _PAGE = 25  # entries
+LinkSecret = Annotated[str, Path(min_length=20, max_length=60, pattern=r"^[A-Za-z0-9_-]+$")]
 _EVENT_TEXTS = {
     "training.processing": "A training begins",
     "training.completed": "A training is ready",
@@ -70,11 +65,37 @@ def begin_session(
         session, cookie = sessions.begin(request, services, token, owner)
     except SpecInvalid as error:
         return render(request, "sign_in.html", 422, back=_safe_path(back), owner=owner, faults=error.faults)
-    home = "/operators" if session.owner_id is None else _safe_path(back)
+    return _with_cookie(request, "/operators" if session.owner_id is None else _safe_path(back), cookie)
+
+
+def _with_cookie(request: Request, home: str, cookie: str) -> Response:
     answer = RedirectResponse(home, 303)
     secure = request.url.scheme == "https"
     answer.set_cookie(COOKIE, cookie, max_age=LASTS_S, secure=secure, httponly=True, samesite="strict")
     return answer
+
+
+@router.get("/sign-in/{secret}")
+def follow_link(request: Request, services: ServicesDep, secret: LinkSecret) -> Response:
+    """Ask before the link is used up: what only fetches it, such as a preview in a chat, must not use it."""
+    owner_id = sign_in_links.owner_of(services, secret)
+    return render(request, "sign_in_link.html", 200 if owner_id else 404, owner=owner_id)
+
+
+@router.post("/sign-in/{secret}")
+def use_link(request: Request, services: ServicesDep, secret: LinkSecret) -> Response:
+    check_origin(request)
+    token = sign_in_links.redeem(services, secret)
+    if token is None or token.owner_id is None:
+        return render(request, "sign_in_link.html", 404, owner=None)
+    session_id = kept_sessions.begin(services, token, token.owner_id, request.headers.get("user-agent", ""))
+    return _with_cookie(request, "/", sessions.signed(request, session_id))
+
+
+@router.get("/signed-in")
+def signed_in(request: Request, _: SessionDep) -> Response:
+    """Where the tab arrives that was opened because the session of another tab had ended."""
+    return render(request, "signed_in.html")
 
 
 @router.post("/sign-out")
@@ -211,43 +232,3 @@ def end_other_session(services: ServicesDep, caller: PageReaderDep, session_id: 
 def end_other_sessions(services: ServicesDep, caller: PageReaderDep) -> Response:
     kept_sessions.end_all(services, caller.owner_id, keep=caller.session_id)
     return RedirectResponse("/account?notice=ended", 303)
-
-
-# ---- the installation -----------------------------------------------------------------------------------------
-
-
-@router.get("/operators")
-def operators(request: Request, services: ServicesDep, _: PageOperatorDep) -> Response:
-    return render(
-        request,
-        "operators.html",
-        fleet=fleet.inspect(),
-        remote=trainers.list_trainers(services),
-        pods=trainers.list_pods(services, gone=True),
-        spending=trainers.spending(services),
-        active=overview.active_jobs(services),
-        problems=overview.problems(services),
-        credits=accounts.totals(services),
-        held=screening.list_held(services),
-        pauses=pauses.list_pauses(services),
-        log=audit_log.list_entries(services, limit=30),
-        flower_url=services.settings.flower_url,
-        rents=services.runpod is not None,
-    )
-
-
-@router.get("/operators/pictures/{sha256}")
-def held_picture(services: ServicesDep, _: PageOperatorDep, sha256: PictureHash) -> Response:
-    return picture_response(screening.held_picture(services, sha256), "picture.png")
-
-
-@router.post("/operators/pictures/{sha256}/decide")
-def decide(
-    services: ServicesDep,
-    _: PageOperatorDep,
-    sha256: PictureHash,
-    verdict: Annotated[Literal["accept", "refuse"], Form()],
-    reason: Annotated[str, Form(max_length=500)] = "",
-) -> Response:
-    screening.decide(services, sha256, accept=verdict == "accept", reason=reason)
-    return RedirectResponse("/operators", 303)

@@ -12,6 +12,8 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from web.pages.wording import label, sentence
+
 _HERE = Path(__file__).parent.parent
 STATIC = _HERE / "static"
 HEADERS = {
@@ -57,7 +59,7 @@ _NOTICES = {
     "uncropped": "Later trainings see the whole picture.",
     "removed": "Picture removed. Trainings that use it continue.",
     "uploaded": "Pictures stored.",
-    "some": "Some files were not stored, because they are not pictures.",
+    "some": "Some files were not stored, because they are not pictures.",  # see `_BAD`
     "started": "Training started.",
     "cancelled": "Training cancelled.",
     "accepted": "Captions accepted.",
@@ -68,15 +70,26 @@ _NOTICES = {
     "deleting": "The deletion is under way.",
     "undone": "The deletion is undone.",
     "notices": "Notices saved.",
+    "recipe": "Recipe saved. The next training uses it.",
+    "granted": "Credits granted.",
+    "refunded": "Credits refunded.",
+    "paused": "Paused: nothing new starts.",
+    "resumed": "The pause has ended.",
+    "draining": "The worker takes no further training.",
+    "undrained": "The worker takes trainings again.",
     "revoked": "The token is revoked.",
 }
+
+
+_BAD = frozenset({"some"})  # notices of something that was not done
 
 
 def render(request: Request, template: str, status: int = 200, /, **values: Any) -> HTMLResponse:
     """The response for a page."""
     session = getattr(request.state, "session", None)
-    notice = _NOTICES.get(request.query_params.get("notice", ""), "")
-    text = _templates().get_template(template).render(session=session, path=request.url.path, notice=notice, **values)
+    named = request.query_params.get("notice", "")
+    told = {"notice": _NOTICES.get(named, ""), "notice_is_bad": named in _BAD}
+    text = _templates().get_template(template).render(session=session, path=request.url.path, **told, **values)
     return HTMLResponse(text, status, HEADERS)
 
 
@@ -126,6 +139,11 @@ def size(value: int) -> str:
     return f"{value / 1e6:.1f} MB" if value >= 1e5 else f"{value / 1e3:.1f} kB"
 
 
+def in_group(name: str, prefix: str) -> bool:
+    """Whether an option of a recipe belongs to the group with this prefix; to none of them for an empty one."""
+    return name.startswith(prefix) if prefix else "." not in name
+
+
 def segment(value: str) -> str:
     """A name as one part of a path."""
     return quote(value, safe="")
@@ -142,6 +160,8 @@ def _templates() -> Environment:
     folder = FileSystemLoader(_HERE / "templates" / "page")
     made = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"seconds": seconds, "number": number, "at": at, "size": size, "segment": segment}
+    made.filters |= {"label": label, "sentence": sentence}
     made.filters |= {"when": when, "signed": signed}
+    made.tests |= {"in_group": in_group}
     made.globals |= {"asset": asset, "count": count, "statuses": STATUSES, "stages": STAGES, "entries": ENTRIES}
     return made

@@ -24,8 +24,8 @@ from jobs.owners import sessions, tokens
 from jobs.services import Services
 from storage.database import AWAY
 from web.auth import Caller, check_rate, services_of
-from web.pages.render import render
-from web.problems import PROBLEMS, RequestRefused, refusal
+from web.pages.errors import error_page
+from web.problems import RequestRefused
 
 COOKIE = "imprint_session"
 LASTS_S = int(sessions.LASTS.total_seconds())
@@ -60,7 +60,12 @@ def begin(request: Request, services: Services, secret: str, owner_id: str) -> t
     if owner is None and "operate" not in token.scopes:
         raise SpecInvalid.of({"owner": "This is a service token. Enter the owner whose subjects you want to see."})
     session_id = sessions.begin(services, token, owner, request.headers.get("user-agent", ""))
-    return PageSession(session_id, token, owner), f"{session_id}.{_signature(request, session_id)}"
+    return PageSession(session_id, token, owner), signed(request, session_id)
+
+
+def signed(request: Request, session_id: str) -> str:
+    """The cookie of a session."""
+    return f"{session_id}.{_signature(request, session_id)}"
 
 
 def _owner_of(token: tokens.Token, entered: str) -> str | None:
@@ -163,7 +168,7 @@ class PageRoute(APIRoute):
             except (RequestRefused, ImprintError, RequestValidationError, HTTPException, *AWAY) as error:
                 if request.headers.get("accept") == "application/json":  # the script's uploads
                     raise
-                return _as_page(request, error)
+                return error_page(request, error)
 
         return handled
 
@@ -174,11 +179,3 @@ def _to_sign_in(request: Request) -> Response:
         return HTMLResponse('<!doctype html><title>Imprint</title><meta http-equiv="refresh" content="0">')
     back = request.url.path if request.method == "GET" else "/"
     return RedirectResponse(f"/sign-in?{urlencode({'next': back})}", 303)
-
-
-def _as_page(request: Request, error: Exception) -> Response:
-    refused = refusal(error)
-    status, title = PROBLEMS[refused.code]
-    page = render(request, "error.html", status, title=title, detail=refused.detail, faults=refused.faults)
-    page.headers.update(refused.headers)
-    return page

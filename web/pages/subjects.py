@@ -1,76 +1,61 @@
 """The list of subjects, and the page of one: its pictures, settings, prices and trainings."""
 
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Literal
 from uuid import uuid4
 
-from fastapi import APIRouter, Form, Query, Request, Response
+from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
-from pydantic import ValidationError
 
-from core.errors import IllegalMove, SpecInvalid
+from core.errors import IllegalMove, KeyReused, SpecInvalid
 from jobs import overview, service
 from jobs.deletion import requests
 from jobs.owners import accounts
-from jobs.requests import quotes
-from jobs.requests.quotes import Quote
 from jobs.requests.training_request import subject_name
 from jobs.services import Services
-from jobs.subjects import captions, subject_notes, subject_pictures, subject_recipe, subject_settings
-from jobs.subjects.subject_pictures import SubjectPicture
-from storage.tables.jobs import ACTIVE, Subject
-from training.data.framing import Frame
-from training.families.registry import BASE_MODELS, FAMILIES
-from training.spec import MAX_CAPTION_CHARACTERS, MIN_PICTURES, CaptionSource, TrainSpec
-from web.auth import Caller, ServicesDep
+from jobs.subjects import captions, subject_notes, subject_pictures, subject_settings
+from jobs.view import JobView
+from storage.tables.jobs import ACTIVE, Status, Subject
+from training.spec import MAX_CAPTION_CHARACTERS, CaptionSource
+from web.auth import ServicesDep
 from web.files import picture_response
+from web.pages import subject_form
+from web.pages.question import ask_before_second
 from web.pages.render import count, number, render, segment
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
+from web.pages.subject_form import PLAIN, TrainForm
 from web.parameters import FormKey, PictureId, SubjectId, page_key
-from web.problems import refusal
 from web.uploads import max_upload_bytes, store_uploads
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
-_MAX_TRAININGS = 20
-_PLACEHOLDER = "x"  # for a quote, which does not depend on subject and trigger word
+_MAX_TRAININGS = 20  # on the page of a subject; the others are on a page of their own
+_MAX_SUBJECTS = 60  # on a page
+_READY = (Status.READY,)
 
 
 @router.get("/")
-def index(request: Request, services: ServicesDep, caller: PageReaderDep) -> Response:
-    return render(request, "subjects.html", subjects=overview.list_subjects(services, caller.owner_id))
+def index(
+    request: Request, services: ServicesDep, caller: PageReaderDep, page: Annotated[int, Query(ge=1, le=10_000)] = 1
+) -> Response:
+    found, total = overview.list_subjects(
+        services, caller.owner_id, offset=(page - 1) * _MAX_SUBJECTS, limit=_MAX_SUBJECTS
+    )
+    return render(request, "subjects.html", subjects=found, total=total, page=page, per_page=_MAX_SUBJECTS)
 
 
 @router.get("/subjects")
-def open_subject(name: Annotated[str, Query(min_length=1, max_length=200)], _: PageReaderDep) -> Response:
-    return _redirect(subject_name(name))
+def open_subject(_: PageReaderDep, name: Annotated[str, Query(max_length=400)] = "") -> Response:
+    if not name.strip():
+        return RedirectResponse("/", 303)
+    name = subject_name(name)
+    if name in (".", ".."):
+        raise SpecInvalid.of({"name": "must have a letter or a digit: browsers cannot open an address that ends so"})
+    return _redirect(name)
 
 
 # ---- the page of a subject ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TrainForm:
-    """The fields of the form that the price depends on, as they were typed."""
-
-    base_model: str | None = None
-    max_steps: str = ""
-    resolution: str = ""
-
-    def arguments(self) -> dict[str, Any]:
-        """The fields as arguments of `quotes.quote`. Raises SpecInvalid for text that is not a number."""
-        arguments: dict[str, Any] = {"base_model": self.base_model or "sd15"}
-        faults = {}
-        for name in ("max_steps", "resolution"):
-            value = getattr(self, name).strip()
-            if value and not (value.isascii() and value.isdigit()):
-                faults[name] = "must be a whole number"
-            elif value:
-                arguments[name] = int(value)
-        if faults:
-            raise SpecInvalid.of(faults)
-        return arguments
 
 
 @router.get("/subjects/{id}")
@@ -79,18 +64,29 @@ def subject(
     services: ServicesDep,
     caller: PageReaderDep,
     subject_id: SubjectId,
+    like: Annotated[str, Query(max_length=100, pattern=r"^[a-z0-9_]*$")] = "",
+    trigger_word: Annotated[str | None, Query(max_length=500)] = None,
+    class_word: Annotated[str | None, Query(max_length=500)] = None,
     base_model: Annotated[str | None, Query(max_length=300)] = None,
-    max_steps: Annotated[str, Query(max_length=20)] = "",
-    resolution: Annotated[str, Query(max_length=20)] = "",
+    max_steps: Annotated[str | None, Query(max_length=20)] = None,
+    resolution: Annotated[str | None, Query(max_length=20)] = None,
 ) -> Response:
     owner_id = caller.owner_id
     kept = subject_settings.get(services, owner_id, subject_id)
-    form = TrainForm(base_model or kept.base_model or "sd15", max_steps, resolution)
-    pictures = subject_pictures.list_pictures(services, owner_id, subject_id, _frame(kept, form))
-    good = _good(services, pictures)
-    quote, faults = _quoted(services, kept, form, good)
-    usual, _ = _quoted(services, kept, TrainForm(kept.base_model), good)
-    trainings = service.jobs(services, owner_id=owner_id, subject_id=subject_id, limit=_MAX_TRAININGS)
+    trainings = service.jobs(services, owner_id=owner_id, subject_id=subject_id, limit=_MAX_TRAININGS + 1)
+    saved = TrainForm.of_subject(kept)
+    form = _prefilled(services, kept, like, trainings).typed(
+        trigger_word=trigger_word,
+        class_word=class_word,
+        base_model=base_model,
+        max_steps=max_steps,
+        resolution=resolution,
+    )
+    pictures = subject_form.list_pictures(services, kept, form)
+    good = subject_form.good_ids(services, pictures)
+    quote, faults = subject_form.quoted(services, owner_id, form, good)
+    usual, _ = subject_form.quoted(services, owner_id, saved, good)
+    bases = subject_form.bases(services, owner_id, form, good)
     return render(
         request,
         "subject.html",
@@ -98,21 +94,24 @@ def subject(
         kept=kept,
         pictures=pictures,
         good=len(good),
-        needed=MIN_PICTURES,
         most=services.settings.max_pictures,
         most_characters=MAX_CAPTION_CHARACTERS,
         most_bytes=services.settings.max_picture_bytes,
         most_upload_bytes=max_upload_bytes(services.settings),
         notes=subject_notes.get(services, owner_id, subject_id),
-        bases=_bases(services, kept, good),
+        bases=bases,
         chosen=form,
         quote=quote,
         faults=faults,
-        obstacles=_obstacles(good, quote),
+        obstacles=subject_form.obstacles(form, good, quote, bases),
         usual=usual,
-        not_automatic=[*_not_set_up(kept), *_obstacles(good, usual)],
+        not_automatic=[*_not_set_up(kept), *subject_form.obstacles(saved, good, usual)],
         running=next((view for view in trainings if view.status in ACTIVE), None),
-        trainings=trainings,
+        ready=next(
+            iter(service.jobs(services, owner_id=owner_id, subject_id=subject_id, statuses=_READY, limit=1)), None
+        ),
+        trainings=trainings[:_MAX_TRAININGS],
+        has_more=len(trainings) > _MAX_TRAININGS,
         available=accounts.balance(services, owner_id).available,
         caption_sources=_caption_sources(services),
         key=uuid4().hex,
@@ -120,97 +119,63 @@ def subject(
     )
 
 
-def _frame(kept: Subject, form: TrainForm) -> Frame:
-    """The size that pictures are judged for: the form's, or the subject's where the form has none that is valid."""
-    spec = subject_pictures.preview_spec(kept)
-    with suppress(ValidationError, SpecInvalid):
-        asked = form.arguments()
-        if asked["base_model"] != spec.base_model:
-            spec = TrainSpec.model_validate({"base_model": asked["base_model"], "trigger_word": "x", "seed": 0})
-        if "resolution" in asked:
-            spec = TrainSpec.model_validate(spec.model_dump() | {"resolution": asked["resolution"]})
-    return subject_pictures.frame_of(spec)
+def _prefilled(services: Services, kept: Subject, like: str, trainings: Sequence[JobView]) -> TrainForm:
+    """The form with the recipe of the training `like`, else the subject's settings, else those of its last training.
 
-
-def _good(services: Services, pictures: list[SubjectPicture]) -> list[str]:
-    """Ids of the pictures that a training would use: the newest, as many as a job may have."""
-    return [picture.id for picture in pictures if picture.verdict != "bad"][-services.settings.max_pictures :]
-
-
-def _quoted(services: Services, kept: Subject, form: TrainForm, good: list[str]) -> tuple[Quote | None, dict[str, str]]:
-    """The quote for a form, or what is wrong with it. With too few pictures it is the quote for the least number."""
-    images = [*good, *(f"pic_{at}" for at in range(MIN_PICTURES - len(good)))]
-    request = {"owner_id": kept.owner_id, "subject_id": _PLACEHOLDER, "trigger_word": _PLACEHOLDER, "images": images}
-    try:
-        return quotes.quote(services, subject_recipe.arguments(kept, {**request, **form.arguments()})), {}
-    except SpecInvalid as error:
-        return None, refusal(error).faults
-
-
-@dataclass(frozen=True)
-class BaseChoice:
-    """A base model that the form offers, with its price."""
-
-    name: str
-    title: str
-    about: str
-    resolution: int
-    quote: Quote | None
-
-
-def _bases(services: Services, kept: Subject, good: list[str]) -> list[BaseChoice]:
-    made, settings = [], services.settings
-    has_servers = settings.ai_toolkit_url is not None or settings.runpod_api_key is not None
-    for name, base in BASE_MODELS.items():
-        is_trained = FAMILIES[base.family].code is not None or has_servers or name == kept.base_model
-        if base.family in settings.disabled_families or not is_trained:
-            continue
-        quote, _ = _quoted(services, kept, TrainForm(name), good)
-        resolution = (kept.recipe or {}).get("resolution", FAMILIES[base.family].recipe["resolution"])
-        made.append(BaseChoice(name, base.title, base.about, resolution, quote))
-    return made
+    `PLAIN` as `like`: the recipe is the base model's own.
+    """
+    if like == PLAIN:
+        return TrainForm(kept.base_model or "sd15", kept.trigger_word or "", kept.class_word or "", like=PLAIN)
+    if like:
+        return TrainForm.of_training(service.get(services, like, kept.owner_id))
+    if kept.base_model or kept.recipe:
+        return TrainForm.of_subject(kept)
+    if trainings:
+        return replace(TrainForm.of_training(trainings[0]), like="")
+    return replace(TrainForm.of_subject(kept), base_model=subject_form.usable_base(services))
 
 
 def _not_set_up(kept: Subject) -> list[str]:
     return [] if kept.base_model else ["Save a base model first."]
 
 
-def _obstacles(good: list[str], quote: Quote | None) -> list[str]:
-    """Why no training can start, in sentences."""
-    reasons = []
-    if len(good) < MIN_PICTURES:
-        reasons.append(f"A training needs {MIN_PICTURES} good pictures; there {_are(len(good))}.")
-    if quote is not None and quote.available < quote.credits:
-        reasons.append(f"It costs {count(quote.credits, 'credit')}; you have {number(quote.available)}.")
-    return reasons
-
-
-def _are(good: int) -> str:
-    return {0: "are none yet", 1: "is 1"}.get(good, f"are {good}")
-
-
 # ---- forms ----------------------------------------------------------------------------------------------------
 
 
-@router.post("/subjects/{id}/settings")
-def save(
-    services: ServicesDep,
-    caller: PageTrainerDep,
-    subject_id: SubjectId,
+def sent_form(
+    like: Annotated[str, Form(max_length=100, pattern=r"^[a-z0-9_]*$")] = "",
     trigger_word: Annotated[str, Form(max_length=500)] = "",
     class_word: Annotated[str, Form(max_length=500)] = "",
     base_model: Annotated[str, Form(max_length=300)] = "",
-) -> Response:
-    _save(services, caller, subject_id, trigger_word, class_word, base_model)
+    max_steps: Annotated[str, Form(max_length=20)] = "",
+    resolution: Annotated[str, Form(max_length=20)] = "",
+    captions: Annotated[CaptionSource | Literal[""], Form()] = "",
+) -> dict[str, str]:
+    """A dependency: the fields of the form. An empty field is one that was emptied."""
+    return {
+        "like": like,
+        "trigger_word": trigger_word,
+        "class_word": class_word,
+        "base_model": base_model,
+        "max_steps": max_steps,
+        "resolution": resolution,
+        "captions": captions,
+    }
+
+
+SentForm = Annotated[dict[str, str], Depends(sent_form)]
+
+
+def _form_of(services: Services, kept: Subject, sent: dict[str, str]) -> TrainForm:
+    """The form as it was sent, with the options that it has no fields for."""
+    return _prefilled(services, kept, sent["like"], ()).typed(**sent)
+
+
+@router.post("/subjects/{id}/settings")
+def save(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId, sent: SentForm) -> Response:
+    form = _form_of(services, subject_settings.get(services, caller.owner_id, subject_id), sent)
+    subject_settings.change(services, caller.owner_id, subject_id, form.settings())
     return _redirect(subject_id, "saved")
-
-
-def _save(
-    services: Services, caller: Caller, subject_id: str, trigger_word: str, class_word: str, base_model: str
-) -> None:
-    words = {"trigger_word": trigger_word, "class_word": class_word, "base_model": base_model}
-    values = {name: value.strip() or None for name, value in words.items()}
-    subject_settings.change(services, caller.owner_id, subject_id, values)
 
 
 @router.post("/subjects/{id}/automatic")
@@ -219,9 +184,10 @@ def automatic(
 ) -> Response:
     kept = subject_settings.get(services, caller.owner_id, subject_id)
     if on == "yes":
-        good = _good(services, subject_pictures.list_pictures(services, caller.owner_id, subject_id))
-        usual, _ = _quoted(services, kept, TrainForm(kept.base_model), good)
-        if obstacles := [*_not_set_up(kept), *_obstacles(good, usual)]:
+        saved = TrainForm.of_subject(kept)
+        good = subject_form.good_ids(services, subject_form.list_pictures(services, kept, saved))
+        usual, _ = subject_form.quoted(services, caller.owner_id, saved, good)
+        if obstacles := [*_not_set_up(kept), *subject_form.obstacles(saved, good, usual)]:
             raise IllegalMove(" ".join(obstacles))
     subject_settings.change(services, caller.owner_id, subject_id, {"train_automatically": on == "yes"})
     return _redirect(subject_id, "on" if on == "yes" else "off")
@@ -229,43 +195,56 @@ def automatic(
 
 @router.post("/subjects/{id}/train")
 def start(
+    request: Request,
     services: ServicesDep,
     caller: PageTrainerDep,
     subject_id: SubjectId,
     key: FormKey,
     credits_shown: Annotated[int, Form(ge=0)],
-    trigger_word: Annotated[str, Form(max_length=500)] = "",
-    class_word: Annotated[str, Form(max_length=500)] = "",
-    base_model: Annotated[str, Form(max_length=300)] = "",
-    max_steps: Annotated[str, Form(max_length=20)] = "",
-    resolution: Annotated[str, Form(max_length=20)] = "",
-    captions: Annotated[CaptionSource | None, Form()] = None,
+    sent: SentForm,
     review: Annotated[str, Form(max_length=20)] = "",
+    beside: Annotated[str, Form(max_length=3)] = "",
 ) -> Response:
     """Save the settings and start a training, unless it costs more than the page has shown."""
-    if not trigger_word.strip():
+    owner_id = caller.owner_id
+    if not sent["trigger_word"].strip():
         raise SpecInvalid.of({"trigger_word": "Enter a trigger word."})
-    form = TrainForm(base_model, max_steps, resolution)
-    kept = subject_settings.get(services, caller.owner_id, subject_id)
-    pictures = subject_pictures.list_pictures(services, caller.owner_id, subject_id, _frame(kept, form))
-    good = _good(services, pictures)
-    quote, faults = _quoted(services, kept, form, good)
+    kept = subject_settings.get(services, owner_id, subject_id)
+    form = _form_of(services, kept, sent)
+    good = subject_form.good_ids(services, subject_form.list_pictures(services, kept, form))
+    quote, faults = subject_form.quoted(services, owner_id, form, good)
     if quote is None:
         raise SpecInvalid.of(faults)
-    if obstacles := _obstacles(good, quote):
-        if job_id := service.find_started(services, caller.owner_id, page_key(key)):
-            return _started(job_id)  # the form was sent before, and its training took the credits
+    started = service.find_started(services, owner_id, page_key(key))
+    bases = subject_form.bases(services, owner_id, form, good)
+    if obstacles := subject_form.obstacles(form, good, quote, bases):
+        if started:
+            return _started(started)  # the form was sent before, and its training took the credits
         raise IllegalMove(" ".join(obstacles))
     if quote.credits > credits_shown:
         raise IllegalMove(
             f"The training now costs {count(quote.credits, 'credit')} instead of {number(credits_shown)}, because the "
             "pictures or settings have changed. Reload the page, check the price, and start again."
         )
-    _save(services, caller, subject_id, trigger_word, class_word, base_model)
-    given = {**form.arguments(), "images": good, "idempotency_key": page_key(key), "review": bool(review) or None}
-    if captions is not None:
-        given["captions"] = captions
-    view = service.submit(services, subject_settings.training_arguments(services, caller.owner_id, subject_id, given))
+
+    def ask() -> Response | None:
+        action, fields = (
+            f"/subjects/{segment(subject_id)}/train",
+            {**sent, "credits_shown": credits_shown, "review": review},
+        )
+        return ask_before_second(request, services, owner_id, subject_id, action, fields)
+
+    if not started and not beside and (question := ask()):
+        return question
+    subject_settings.change(services, owner_id, subject_id, form.settings())
+    asked = {**form.arguments(), "review": bool(review) or None}
+    given = subject_settings.training_arguments(services, owner_id, subject_id, {**asked, "images": good})
+    try:
+        view = service.submit(services, {**given, "idempotency_key": page_key(key)})
+    except KeyReused:  # after "Back", with other values: the form's key has started a training already
+        if question := ask():
+            return question
+        view = service.submit(services, {**given, "idempotency_key": page_key(uuid4().hex)})
     return _started(view.job_id)
 
 

@@ -5,29 +5,32 @@ from collections.abc import Sequence
 from typing import Annotated
 from uuid import uuid4
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Form, Header, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from core.advice import ADVICE
 from core.errors import SpecInvalid
-from jobs import history, previews, service
+from jobs import history, previews, remedies, service
+from jobs.admission.live import why_it_waits
 from jobs.captioning import review
 from jobs.deletion import requests
 from jobs.owners import accounts
 from jobs.requests.quotes import Quote
-from jobs.results import delivery, lora_files
+from jobs.results import comparison, delivery, lora_files
 from jobs.services import Services
+from jobs.subjects import loras
 from jobs.view import JobView
 from storage.tables.drawings import OPEN
 from storage.tables.jobs import ACTIVE, JobEvent, Status
 from training.data.verdict import describe_fault
-from training.families.registry import FAMILIES
 from web.auth import ServicesDep
 from web.files import picture_response
 from web.pages import drawings, results
 from web.pages.chart import Point, loss_curve
+from web.pages.question import ask_before_second
 from web.pages.render import render
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
+from web.pages.usage import Usage, usage_of
 from web.parameters import FormKey, PreviewName, TrainingId, page_key
 from web.streams import event_response
 
@@ -46,6 +49,7 @@ def training(
     newest = history.newest_event(services, job_id, owner_id)  # read first: what happens meanwhile is sent again
     view = service.get(services, job_id, owner_id)
     active = view.status in ACTIVE
+    remedy = remedies.remedy_of(services, view)
     drawn = drawings.list_drawings(services, job_id, owner_id)
     return render(
         request,
@@ -60,16 +64,19 @@ def training(
         active=active,
         newest=newest,
         stages_done=_stages(view),
-        chart=loss_curve(_losses(service.events(services, job_id, owner_id=owner_id))),
+        chart=loss_curve(losses_of(service.events(services, job_id, owner_id=owner_id))),
         samples=results.grid_of(view, previews.names(services, job_id, owner_id)),
         forms=lora_files.forms(view.spec.family) if view.lora else [],
         checkpoints=delivery.choices(services, job_id, owner_id),
+        since=_since(services, job_id, owner_id),
         cancel_cost=service.cost_of_cancelling(services, job_id, owner_id) if active else 0,
-        again=None if active else _quote_again(services, job_id, owner_id),
+        again=None if active or remedy else _quote_again(services, job_id, owner_id),
+        remedy=remedy,
+        waits_because=why_it_waits(services, view) if view.status == Status.PENDING else "",
         key=uuid4().hex,
         advice=ADVICE[view.failure.code] if view.failure else None,
         left_out=_left_out(view),
-        usage=_usage(view) if view.lora else [],
+        usage=_usage(services, view) if view.lora and view.status == Status.READY else [],
         may_train="train" in caller.token.scopes,
         seconds_trained=view.train_seconds,
     )
@@ -85,11 +92,22 @@ def _stages(view: JobView) -> list[tuple[str, str]]:
     return [(name, "done" if index < at else current if index == at else "waiting") for index, name in enumerate(names)]
 
 
-def _losses(events: Sequence[JobEvent]) -> list[Point]:
+def _since(services: Services, job_id: str, owner_id: str) -> comparison.Comparison | None:
+    """What differs from the training of the subject before this one."""
+    before = comparison.previous(services, job_id, owner_id)
+    return comparison.compare(services, before, job_id, owner_id) if before else None
+
+
+def losses_of(events: Sequence[JobEvent]) -> list[Point]:
     """Loss by step. A step that was repeated after a worker was lost counts with its last loss."""
     progress = [event.data for event in events if event.kind == "progress"]
     losses = {data["step"]: data["loss"] for data in progress if data.get("loss") is not None}
     return sorted((step, loss) for step, loss in losses.items() if math.isfinite(loss))
+
+
+def _usage(services: Services, view: JobView) -> list[Usage]:
+    file = lora_files.find(services, view.job_id, view.owner_id).name
+    return usage_of(view, loras.readers_of(services, view.job_id), file)
 
 
 def _quote_again(services: Services, job_id: str, owner_id: str) -> Quote | None:
@@ -107,24 +125,6 @@ def _left_out(view: JobView) -> list[tuple[str, str]]:
         if words := [describe_fault(fault, width, height) for fault in picture.faults]:
             found.append((picture.label, "; ".join(words)))
     return found
-
-
-def _usage(view: JobView) -> list[tuple[str, str, str]]:
-    """For each program its name, what to do, and a line to copy."""
-    spec, name = view.spec, view.job_id
-    prompt = " ".join(filter(None, ("a photo of", spec.trigger_word, spec.class_word)))
-    lines = [
-        (
-            "ComfyUI",
-            "Put the file into models/loras, add a Load LoRA node with strength 1.0, and use this prompt:",
-            prompt,
-        ),
-        ("diffusers", "With the base model's pipeline:", f'pipeline.load_lora_weights("{name}.safetensors")'),
-    ]
-    if FAMILIES[spec.family].lora.form == "kohya":  # the form that it reads
-        place = "Put the file into models/Lora, and use this prompt:"
-        lines.append(("AUTOMATIC1111", place, f"{prompt} <lora:{name}:1>"))
-    return lines
 
 
 # ---- forms ----------------------------------------------------------------------------------------------------
@@ -149,7 +149,19 @@ def delete(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) ->
 
 
 @router.post("/again")
-def again(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId, key: FormKey) -> Response:
+def again(
+    request: Request,
+    services: ServicesDep,
+    caller: PageTrainerDep,
+    job_id: TrainingId,
+    key: FormKey,
+    beside: Annotated[str, Form(max_length=3)] = "",
+) -> Response:
+    if not beside and not service.find_started(services, caller.owner_id, page_key(key)):
+        subject_id = service.get(services, job_id, caller.owner_id).subject_id
+        action = f"/trainings/{job_id}/again"
+        if question := ask_before_second(request, services, caller.owner_id, subject_id, action, {}):
+            return question
     view = service.retry(services, job_id, caller.owner_id, page_key(key))
     return RedirectResponse(f"/trainings/{view.job_id}?notice=started", 303)
 

@@ -4,11 +4,26 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from jobs.admission import pauses, workers
+from jobs.admission import approvals, pauses, workers
 from jobs.owners import audit_log
 from jobs.owners import limits as job_limits
 from web.auth import OperatorDep, ReaderDep, ServicesDep
-from web.models.turns import Entry, Limit, LimitChange, Limits, Log, Pause, PauseRequest, Text, Turns, Worker
+from web.models.turns import (
+    Decision,
+    Entry,
+    HeldTraining,
+    HeldTrainings,
+    Limit,
+    LimitChange,
+    Limits,
+    Log,
+    Pause,
+    PauseRequest,
+    Text,
+    Turns,
+    Worker,
+)
+from web.parameters import TrainingId
 from web.problems import ALWAYS, responses
 
 router = APIRouter(prefix="/api", tags=["operators"])
@@ -55,6 +70,24 @@ def pause(services: ServicesDep, _: OperatorDep, scope: Scope, given: PauseReque
 )
 def resume(services: ServicesDep, _: OperatorDep, scope: Scope) -> None:
     pauses.resume(services, scope)
+
+
+@router.get("/operate/approvals", summary="Get the trainings that wait for an approval", responses=responses(*ALWAYS))
+def list_held(services: ServicesDep, _: OperatorDep) -> HeldTrainings:
+    return HeldTrainings(trainings=[HeldTraining.model_validate(view) for view in approvals.list_held(services)])
+
+
+@router.post(
+    "/operate/approvals/{id}",
+    status_code=204,
+    summary="Accept or refuse a training that waits for an approval",
+    responses=responses(*_WRITES, "not_found"),
+)
+def decide(services: ServicesDep, _: OperatorDep, training_id: TrainingId, decision: Decision) -> None:
+    if decision.verdict == "accept":
+        approvals.approve(services, training_id)
+    else:
+        approvals.refuse(services, training_id, decision.reason)
 
 
 @router.get("/operate/log", summary="Get the audit log, newest first", responses=responses(*ALWAYS))

@@ -17,8 +17,9 @@ from core.actor import acting
 from core.ids import new_id
 from core.telemetry import tracing
 from core.telemetry.logging import request_context
+from web.pages.errors import refused_early
 from web.parameters import SLASH
-from web.problems import INTERNAL_DETAIL, answer
+from web.problems import INTERNAL_DETAIL
 from web.server.bodies import BodyLimits
 
 log = logging.getLogger(__name__)
@@ -73,10 +74,10 @@ class RequestMiddleware:
                 limit = self._limit(scope, headers)
                 if fault := "the address is not UTF-8" if not is_text else _header_fault(scope):
                     # What follows on the connection may be part of a request that two servers read differently.
-                    refusal = answer(Request(scope), "bad_request", fault, headers={"Connection": "close"})
+                    refusal = refused_early(Request(scope), "bad_request", fault, {"Connection": "close"})
                     await refusal(scope, receive, send_with_headers)
                 elif (size := headers.get("content-length", "0")).isdigit() and int(size[:20]) > limit:
-                    refusal = answer(Request(scope), "too_large", _too_large(limit), headers={"Connection": "close"})
+                    refusal = refused_early(Request(scope), "too_large", _too_large(limit), {"Connection": "close"})
                     await refusal(scope, receive, send_with_headers)
                 else:
                     run = partial(_answer_head, self._app) if scope["method"] == "HEAD" else self._app
@@ -119,7 +120,7 @@ async def _with_failures_answered(app: ASGIApp, scope: Scope, receive: Receive, 
         if begun:
             raise
         log.exception("%s %s failed", scope["method"], route_of(scope))
-        await answer(Request(scope), "internal", INTERNAL_DETAIL)(scope, receive, send)
+        await refused_early(Request(scope), "internal", INTERNAL_DETAIL)(scope, receive, send)
 
 
 def _header_fault(scope: Scope) -> str | None:

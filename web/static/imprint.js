@@ -21,8 +21,19 @@ const shape = (region) => {
   return copy.outerHTML;
 };
 
-function replace(fresh, only) {
-  for (const region of document.querySelectorAll(only)) {
+// Of a list with hundreds of pictures, only the items that have changed are made again.
+function keepItems(region, next) {
+  const list = region.querySelector("[data-keyed]"), coming = next.querySelector("[data-keyed]");
+  if (!list || !coming) return;
+  const before = new Map([...list.children].map((item) => [item.id, item]));
+  for (const item of [...coming.children]) {
+    const old = before.get(item.id);
+    if (old && shape(old) === shape(item)) item.replaceWith(old);
+  }
+}
+
+function replace(fresh) {
+  for (const region of document.querySelectorAll("[data-live]")) {
     const next = fresh.getElementById(region.id);
     // A form for one more of the same keeps what was typed, which the server does not know.
     if (next?.querySelector("[data-keeps]") && region.querySelector("[data-keeps]")) continue;
@@ -30,7 +41,9 @@ function replace(fresh, only) {
     const focused = region.contains(document.activeElement) ? document.activeElement.id : "";
     const open = [...region.querySelectorAll("details[open] > summary[id]")].map((summary) => summary.id);
     const wasOpen = [...region.querySelectorAll("details")].some((one) => one.open);
-    region.replaceWith(document.adoptNode(next));
+    document.adoptNode(next);
+    keepItems(region, next);
+    region.replaceWith(next);
     for (const id of open) byId(id)?.parentElement.setAttribute("open", "");
     prepare(next);
     if (focused) (byId(focused) ?? byId("main")).focus({ preventScroll: wasOpen });
@@ -49,29 +62,93 @@ function notice(kind, ...content) {
   if (kind === "bad") box.setAttribute("role", "alert");
   box.append(...content);
   byId("notice").replaceChildren(box);
-  if (kind === "bad") box.scrollIntoView({ block: "nearest" });
+  if (kind === "") return;
+  box.scrollIntoView({ block: "nearest" });
+  box.querySelector("button")?.focus(); // a question
 }
 
 const trouble = () => notice("bad", "The service does not answer. Try again in a moment.");
 
+// ---- the connection -----------------------------------------------------------------------------------------------
+
+// What is shown may be old while the service does not answer, or the session has ended: a banner says so, until a
+// request succeeds. Nothing that was typed is thrown away meanwhile.
+const LOOK_AGAIN_MS = [2000, 4000, 8000, 15000, 30000];
+const banner = byId("connection");
+let looks = 0, looking;
+
+class SessionEnded extends Error {}
+
+function tell(kind, ...content) {
+  if (banner.dataset.kind === kind) return;
+  banner.dataset.kind = kind;
+  banner.replaceChildren(...content);
+  banner.hidden = !kind;
+}
+
+function lost() {
+  const at = new Date().toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  tell("lost", `The connection was lost at ${at}. What you see may be old. Reconnecting …`);
+  clearTimeout(looking);
+  looking = setTimeout(() => refresh().catch(() => {}), LOOK_AGAIN_MS[Math.min(looks++, LOOK_AGAIN_MS.length - 1)]);
+}
+
+function ended() {
+  const link = document.createElement("a");
+  link.href = "/sign-in?next=/signed-in";
+  link.target = "_blank";
+  link.textContent = "Sign in again";
+  tell("ended", "Your session has ended. ", link, " in another tab, then go on here: what you typed is kept.");
+}
+
+function found() {
+  looks = 0;
+  clearTimeout(looking);
+  tell("");
+}
+
+addEventListener("online", () => { if (banner.dataset.kind) refresh().catch(() => {}); });
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden && banner.dataset.kind) refresh().catch(() => {});
+});
+
+const isSignIn = (address) => {
+  const at = new URL(address);
+  return at.pathname === "/sign-in" && at.searchParams.has("next");
+};
+
 async function load(address, options = {}) {
-  const answer = await fetch(address, { credentials: "same-origin", ...options });
-  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-  return { answer, fresh };
+  let answer, text;
+  try {
+    answer = await fetch(address, { credentials: "same-origin", ...options });
+    text = await answer.text();
+  } catch (error) {
+    if (error.name !== "AbortError") lost();
+    throw error;
+  }
+  if (isSignIn(answer.url)) { ended(); throw new SessionEnded(); }
+  found();
+  return { answer, fresh: new DOMParser().parseFromString(text, "text/html") };
 }
 
+// This page as it is now, for the choices in its form: pictures and price depend on them.
+function here() {
+  const form = document.querySelector("[data-quote]"), wanted = new URLSearchParams(location.search);
+  if (form) for (const name of form.dataset.quote.split(" ")) wanted.set(name, new FormData(form).get(name) ?? "");
+  return `${location.pathname}?${wanted}`;
+}
+
+let loading;
 async function refresh() {
-  const { answer, fresh } = await load(location.pathname + location.search);
-  if (answer.redirected && new URL(answer.url).pathname === "/sign-in") location.reload();
-  else if (answer.ok) await settle(fresh);
-}
-
-// The price depends on the choices in the form, which the fresh page does not know: it is loaded separately.
-async function settle(fresh) {
-  replace(fresh, "[data-live]:not(#price)");
-  if (fresh.title) document.title = fresh.title;
-  const form = document.querySelector("[data-quote]");
-  if (form) await ask(form);
+  loading?.abort();
+  const mine = loading = new AbortController();
+  try {
+    const { answer, fresh } = await load(here(), { signal: mine.signal });
+    if (answer.ok) {
+      replace(fresh);
+      if (fresh.title) document.title = fresh.title;
+    }
+  } catch (error) { if (error.name !== "AbortError") throw error; }
 }
 
 // ---- forms --------------------------------------------------------------------------------------------------------
@@ -83,7 +160,7 @@ async function send(form, button) {
     const address = button?.hasAttribute("formaction") ? button.formAction : form.action;
     const { answer, fresh } = await load(address, { method: "POST", body: new URLSearchParams(data) });
     const error = fresh.getElementById("error");
-    if (error) notice("bad", ...error.childNodes);
+    if (error) notice(error.dataset.kind ?? "bad", ...error.childNodes);
     else if (!answer.ok) trouble();
     else if (new URL(answer.url).pathname !== location.pathname) location.assign(answer.url);
     else {
@@ -91,34 +168,26 @@ async function send(form, button) {
       if (!form.matches("[data-keeps]")) form.querySelectorAll("input, textarea").forEach((one) => { one.defaultValue = one.value; });
       const key = form.id && fresh.querySelector(`#${form.id} input[name=key]`);
       if (key) form.elements.key.value = key.value; // sent again, it is a new request
-      await settle(fresh);
-      byId("notice").replaceChildren(...fresh.getElementById("notice").childNodes);
+      const told = [...fresh.getElementById("notice").childNodes];
+      await refresh(); // the answer does not know the choices in the form
+      byId("notice").replaceChildren(...told);
     }
-  } catch { trouble(); }
+  } catch (error) { if (!(error instanceof SessionEnded)) trouble(); }
   button?.removeAttribute("aria-busy");
 }
 
 document.addEventListener("submit", (event) => {
   const form = event.target;
-  if (!form.matches("[data-enhance]") || event.submitter?.formMethod === "get") return;
+  if (!form.matches("[data-enhance]")) return;
   event.preventDefault();
-  if (event.submitter?.getAttribute("aria-busy") !== "true") send(form, event.submitter);
+  // Enter in a field presses the first button, which asks for the price.
+  if (event.submitter?.formMethod === "get") refresh().catch(() => {});
+  else if (event.submitter?.getAttribute("aria-busy") !== "true") send(form, event.submitter);
 });
 
-let asking;
-async function ask(form) {
-  asking?.abort();
-  asking = new AbortController();
-  const wanted = new URLSearchParams();
-  for (const name of form.dataset.quote.split(" ")) wanted.set(name, new FormData(form).get(name) ?? "");
-  try {
-    const { answer, fresh } = await load(`${location.pathname}?${wanted}`, { signal: asking.signal });
-    if (answer.ok) replace(fresh, "#price, #pictures, #pictures-head"); // pictures are judged for the base model
-  } catch (error) { if (error.name !== "AbortError") trouble(); }
-}
 document.addEventListener("change", (event) => {
   const form = event.target.closest("[data-quote]");
-  if (form?.dataset.quote.split(" ").includes(event.target.name)) ask(form);
+  if (form?.dataset.quote.split(" ").includes(event.target.name)) refresh().catch(() => {});
 });
 
 // ---- uploads ------------------------------------------------------------------------------------------------------
@@ -134,56 +203,112 @@ function outcome({ images = [], refused = [], notes = [] }) {
   return [more.length || bad.length ? "bad" : "good", [count, ...more].join("; ")];
 }
 
-function put(form, file, line) {
+const TRY_AGAIN = [0, 408, 429, 500, 502, 503, 504]; // 0: no answer
+const TRY_AGAIN_S = [1, 2, 4, 8, 15, 30];
+
+// One attempt: the kind of the outcome, its words, and whether another attempt may succeed.
+function put(form, file, bar) {
   return new Promise((done) => {
     const request = new XMLHttpRequest(), body = new FormData();
     body.append("files", file);
     request.open("POST", form.action);
     request.setRequestHeader("Accept", "application/json");
-    const bar = line.querySelector("progress");
     request.upload.onprogress = (event) => { if (event.lengthComputable) bar.value = event.loaded / event.total; };
     request.upload.onload = () => bar.removeAttribute("value"); // sent; the server now checks it
-    request.onerror = () => done(["bad", "Not uploaded: the connection was lost. Choose the file again."]);
-    request.onload = () => {
+    request.onloadend = () => {
       let answer = {};
       try { answer = JSON.parse(request.responseText); } catch { /* not JSON: handled below */ }
-      done(request.status === 201 ? outcome(answer)
-        : ["bad", Object.values(answer.faults ?? {})[0] ?? answer.detail ?? "Not stored. Sign in again and retry."]);
+      if (request.status === 201) return done([...outcome(answer), false]);
+      if (request.responseURL && isSignIn(request.responseURL)) {
+        ended();
+        return done(["bad", "Not uploaded: your session has ended.", "later"]);
+      }
+      const why = request.status === 0 ? "the connection was lost" : "the service is busy";
+      if (TRY_AGAIN.includes(request.status)) return done(["bad", `Not uploaded: ${why}.`, "now"]);
+      done(["bad", Object.values(answer.faults ?? {})[0] ?? answer.detail ?? "Not stored.", false]);
     };
     request.send(body);
   });
 }
 
-let queue = Promise.resolve();
+const pause = (ms) => new Promise((done) => {
+  const timer = setTimeout(wake, ms);
+  function wake() { clearTimeout(timer); removeEventListener("online", wake); done(); }
+  addEventListener("online", wake);
+});
+
+// Attempts until it is stored or refused. Sent twice, the same file is stored once.
+async function store(form, file, state) {
+  const bar = document.createElement("progress"), words = document.createElement("span");
+  bar.setAttribute("aria-label", `Upload of ${file.name}`);
+  state.className = "";
+  state.replaceChildren(bar, words);
+  for (let failed = 0; ; failed++) {
+    bar.value = 0;
+    words.textContent = "";
+    const [kind, text, again] = await put(form, file, bar);
+    const wait_s = TRY_AGAIN_S[failed];
+    if (again !== "now" || wait_s === undefined) return [kind, text, again];
+    words.textContent = `${text} Trying again in ${wait_s} s …`;
+    await pause(1000 * wait_s);
+  }
+}
+
+let queue = Promise.resolve(), waiting = 0, refreshed = 0;
+const REFRESH_EVERY_MS = 5000; // the page, while files are uploaded
 const isCaption = (file) => /\.(txt|caption|jsonl|csv)$/i.test(file.name);
 const isArchive = (file) => /\.(zip|tar|tgz|tbz2?|txz|gz|bz2|xz)$/i.test(file.name);
+
+function enqueue(form, file, line) {
+  const state = line.lastElementChild;
+  waiting++;
+  queue = queue.then(async () => {
+    const [kind, text, again] = file.size > Number(isArchive(file) ? form.dataset.mostUploadBytes : form.dataset.mostBytes)
+      ? ["bad", "The file is too large.", false] : await store(form, file, state);
+    state.className = kind;
+    state.textContent = text;
+    byId("upload-status").textContent = `${file.name}: ${text}`;
+    if (again) offerRetry(form, file, line, state);
+    if (kind === "good") line.remove();
+    if (--waiting && Date.now() - refreshed < REFRESH_EVERY_MS) return;
+    refreshed = Date.now();
+    await refresh().catch(() => {}); // the banner says it
+  });
+}
+
+function offerRetry(form, file, line, state) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = "Retry";
+  button.setAttribute("aria-label", `Retry ${file.name}`);
+  button.dataset.retry = "";
+  button.addEventListener("click", () => { button.remove(); countRetries(); enqueue(form, file, line); });
+  state.append(" ", button);
+  countRetries();
+}
+
+function countRetries() {
+  const failed = document.querySelectorAll("[data-retry]"), all = byId("retry-all");
+  all.hidden = failed.length < 2;
+  all.textContent = `Retry all ${failed.length}`;
+}
 
 function upload(form, files) {
   files.sort((a, b) => isCaption(a) - isCaption(b)); // captions after the pictures that they belong to
   for (const file of files) {
     const line = document.createElement("li"), name = document.createElement("span"), state = document.createElement("span");
-    const bar = document.createElement("progress");
     name.textContent = file.name;
-    bar.setAttribute("aria-label", `Upload of ${file.name}`);
-    bar.value = 0;
-    state.append(bar);
+    state.textContent = "Waiting";
     line.append(name, state);
     byId("uploads").append(line);
-    queue = queue.then(async () => {
-      const [kind, text] = file.size > Number(isArchive(file) ? form.dataset.mostUploadBytes : form.dataset.mostBytes)
-        ? ["bad", "The file is too large."] : await put(form, file, line);
-      state.className = kind;
-      state.textContent = text;
-      byId("upload-status").textContent = `${file.name}: ${text}`;
-      if (kind === "good") line.remove();
-      await refresh().catch(trouble);
-    });
+    enqueue(form, file, line);
   }
   form.reset();
 }
 
 function prepareUpload(form) {
   const [input] = form.querySelectorAll("input[type=file]");
+  byId("retry-all").addEventListener("click", () => document.querySelectorAll("[data-retry]").forEach((one) => one.click()));
   input.addEventListener("change", () => upload(form, [...input.files]));
   for (const kind of ["dragenter", "dragover"]) form.addEventListener(kind, (event) => {
     event.preventDefault();
@@ -200,34 +325,34 @@ function prepareUpload(form) {
 // ---- events -------------------------------------------------------------------------------------------------------
 
 const AT_MOST_EVERY_MS = 1000;
-let source, due, polling;
+let source, due, polling, streamDelay = AT_MOST_EVERY_MS;
 
 // Drawings have no events: while one is open, its region says how often to look.
 function poll() {
   clearTimeout(polling);
   const every = document.querySelector("[data-poll]")?.dataset.poll;
-  if (every) polling = setTimeout(async () => {
-    try {
-      const { answer, fresh } = await load(location.pathname + location.search);
-      if (answer.redirected) location.reload(); // the session has ended
-      else if (answer.ok) replace(fresh, "[data-live]:not(#price)"); // it calls this function again
-      else poll();
-    } catch { poll(); }
-  }, Number(every));
+  if (every) polling = setTimeout(() => refresh().catch(poll), Number(every)); // it calls this function again
+}
+
+function news() {
+  due ??= setTimeout(() => { due = undefined; refresh().catch(() => {}); }, AT_MOST_EVERY_MS);
 }
 
 function follow() {
   poll();
   const address = document.querySelector("[data-events]")?.dataset.events;
-  if (!address || source) {
-    if (!address) { source?.close(); source = undefined; }
-    return;
-  }
+  if (!address) { source?.close(); source = undefined; }
+  if (!address || source) return;
   source = new EventSource(address);
-  const news = () => { due ??= setTimeout(() => { due = undefined; refresh().catch(() => {}); }, AT_MOST_EVERY_MS); };
   for (const kind of ["queued", "admitted", "status", "stage", "progress", "retry", "preview"]) source.addEventListener(kind, news);
-  source.onerror = () => { byId("connection").textContent = "The connection was lost. Reconnecting."; news(); };
-  source.onopen = () => { byId("connection").textContent = ""; };
+  source.onopen = () => { streamDelay = AT_MOST_EVERY_MS; };
+  source.onerror = () => {
+    news(); // it tells a stream that has ended from a service that does not answer
+    if (source?.readyState !== EventSource.CLOSED) return; // the browser connects again by itself
+    source = undefined;
+    setTimeout(follow, streamDelay);
+    streamDelay = Math.min(2 * streamDelay, 30_000);
+  };
 }
 
 // ---- small things -------------------------------------------------------------------------------------------------

@@ -50,6 +50,8 @@ ROWS = [
     Row("GET", "/api/account/limits", "read", 200, 200),
     Row("GET", "/api/operate/turns", "operate", 200),
     Row("GET", "/api/operate/log", "operate", 200),
+    Row("GET", "/api/operate/approvals", "operate", 200),
+    Row("POST", "/api/operate/approvals/{id}", "operate", 404, options={"json": {"verdict": "accept"}}),
     Row("PUT", "/api/operate/limits", "operate", 422, options={"json": {"name": "unknown", "owner": "ada"}}),
     Row("PUT", "/api/operate/pauses/{scope}", "operate", 422, options={"json": {}}),
     Row("DELETE", "/api/operate/pauses/{scope}", "operate", 422),

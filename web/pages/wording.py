@@ -1,0 +1,68 @@
+"""Faults of a request in the words of the form: the label of a field, and a sentence about its value."""
+
+import re
+
+from pydantic.alias_generators import to_snake
+
+_LABELS = {
+    "trigger_word": "Trigger word",
+    "class_word": "What it is",
+    "base_model": "Base model",
+    "max_steps": "Steps",
+    "resolution": "Resolution",
+    "prompt": "What to draw",
+    "strength": "Strength",
+    "seed": "Seed",
+    "count": "Pictures",
+    "text": "Caption",
+    "files": "Files",
+    "confirm": "Your owner's name",
+    "owner": "Owner",
+    "token": "API token",
+    "name": "Subject",
+    "id": "Subject",
+    "subject": "Subject",
+    "subject_id": "Subject",
+    "key": "The form",
+    "credits_shown": "The form",
+    "reason": "Reason",
+}
+_SENTENCES = (
+    (r"Input should be greater than or equal to (\S+)", r"must be at least \1"),
+    (r"Input should be less than or equal to (\S+)", r"must be at most \1"),
+    (r"Input should be greater than (\S+)", r"must be more than \1"),
+    (r"Input should be less than (\S+)", r"must be less than \1"),
+    (r"Input should be a multiple of (\S+)", r"must be a multiple of \1"),
+    (r"Input should be a valid integer.*", "must be a whole number"),
+    (r"Input should be a valid number.*", "must be a number"),
+    (r"Input should be a valid .*", "is not understood; open the page again and retry"),
+    (r"String should have at least 1 character", "must not be empty"),
+    (r"String should have at least (\d+) characters?", r"must have at least \1 characters"),
+    (r"String should have at most (\d+) characters?", r"must have at most \1 characters"),
+    (r"String should match pattern .*", "has characters that are not allowed"),
+    (r"Field required", "is missing; open the page again and retry"),
+    (r"Input should be (.*)", r"must be \1"),
+    (r"List should have at least (\d+) items.*", r"must be at least \1"),
+    (r"List should have at most (\d+) items.*", r"must be at most \1"),
+)
+
+
+def label(name: str) -> str:
+    """The label of a field, as the forms have it."""
+    first, _, rest = to_snake(name).partition(".")
+    if first in ("image_ids", "images", "mask_ids", "files") and rest.split(".")[0].isdigit():
+        return f"Picture {int(rest.split('.')[0]) + 1}"
+    if first.isdigit():
+        return f"File {int(first) + 1}"
+    if first == "recipe" and rest:
+        first, _, rest = rest.partition(".")
+    words = to_snake(rest or first).replace("_", " ").replace(".", ", ")
+    return _LABELS.get(first) or words[:1].upper() + words[1:]
+
+
+def sentence(fault: str) -> str:
+    """What is wrong with a value, without the terms of our validator."""
+    for pattern, words in _SENTENCES:
+        if found := re.fullmatch(pattern, fault):
+            return found.expand(words)
+    return fault
