@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from sqlmodel import Session, col, select
 
+from benchmarks.fairness.checks import missing_entries
 from core.errors import ImprintError
 from credits.audit import audit
 from credits.price import Rate, price
@@ -77,6 +78,9 @@ def judge(world: World, owners: Owners, plan: Plan) -> Verdict:
         for finding in audit(session):
             verdict.audit_ok = False
             verdict.findings.append(f"audit: {finding}")
+        for missing in missing_entries(session, jobs):
+            verdict.audit_ok = False
+            verdict.findings.append(f"audit log: {missing}")
     world.listen()
     for job in jobs:
         _judge_job(world, job, world.heard.get(job.id, []), verdict)
