@@ -1,7 +1,7 @@
 # Every target is a line or two; the work is done in tools/ and in the packages themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help docs docs-serve setup demo demo-remote up test test-quick test-full lint types imports audit faults faults-remote faults-callbacks soak bench-pipeline bench-decoding bench-ledger bench-latency bench-scale bench-fleet bench-fair bench-recovery bench-resume bench-full bench-gpu bench-remote bench-train bench-train-quick bench-quality bench-web clean
+.PHONY: help docs docs-serve setup demo demo-remote up test test-quick test-full lint types imports audit faults faults-remote faults-callbacks soak screenshots bench-pipeline bench-decoding bench-ledger bench-latency bench-scale bench-fleet bench-fair bench-recovery bench-resume bench-full bench-gpu bench-remote bench-train bench-train-quick bench-quality bench-web clean
 
 # Tests start hundreds of processes, so compiled modules must be kept, whatever the shell has set.
 unexport PYTHONDONTWRITEBYTECODE
@@ -65,6 +65,9 @@ faults-callbacks: setup  ## two hundred trainings with callbacks while processes
 
 soak: setup  ## 5,000 jobs through the whole stack, and what grows with them, as JSON; SOAK_JOBS=300 for less
 	@$(BIN)/python -m benchmarks.soak --jobs $(SOAK_JOBS) --bases $(SOAK_BASES)
+
+screenshots: setup  ## every page, three sizes, two themes, with an index; PAGE=samples for one
+	@$(BIN)/python -m tools.screenshots --only "$(PAGE)"
 
 bench-web: setup  ## HTTP API with 200 event streams and 50 requests a second, as JSON
 	@$(BIN)/python -m benchmarks.web

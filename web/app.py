@@ -12,9 +12,12 @@ from web import problems
 from web.metrics import WebMetrics
 from web.pages import account as account_page
 from web.pages import captions as caption_pages
+from web.pages import compare as compare_pages
 from web.pages import drawings as drawing_pages
 from web.pages import errors, training_list
+from web.pages import operators as operator_pages
 from web.pages import picture as picture_pages
+from web.pages import recipe as recipe_pages
 from web.pages import results as result_pages
 from web.pages import subjects as subject_pages
 from web.pages import trainings as training_pages
@@ -90,13 +93,16 @@ def create_app(services: Services) -> FastAPI:
         app.include_router(routes.router)
     for shown in (
         account_page,
+        operator_pages,
         subject_pages,
         training_list,
         training_pages,
         result_pages,
+        compare_pages,
         drawing_pages,
         caption_pages,
         picture_pages,
+        recipe_pages,
     ):
         app.include_router(shown.router)
     return app

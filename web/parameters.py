@@ -32,6 +32,12 @@ DrawnNumber = Annotated[int, Path(alias="number", ge=0, lt=1000)]
 PreviewName = Annotated[str, Path(alias="name", max_length=100)]
 PictureHash = Annotated[str, Path(alias="sha256", pattern=r"^[0-9a-f]{64}$")]
 TokenId = Annotated[str, Path(alias="tokenId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
+# Also of an owner whose name no request can have: operators see those too.
+OwnerPath = Annotated[
+    str,
+    Path(alias="owner", min_length=1, max_length=300),
+    AfterValidator(lambda segment: segment.replace(SLASH, "/")),
+]
 DeletionId = Annotated[str, Path(alias="deletionId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
 SessionId = Annotated[str, Path(alias="sessionId", min_length=1, max_length=100, pattern=r"^[a-z0-9_]+$")]
 IdempotencyKey = Annotated[

@@ -23,7 +23,7 @@ _PREFIX = "imp_"
 _BYTES = 32
 _MAX_NAME = 200
 _OWN_SCOPES = ("read", "train", "priority")  # that an owner may give a token
-MAX_OWN = 50  # valid tokens of an owner who creates them
+MAX_OWN = 200  # valid tokens of an owner who creates them
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ _HELP = {
     "max_steps": "the number of steps; replaces epochs",
     "seed": "the same seed gives the same LoRA",
     "backend": "where it is trained: local workers or ai-toolkit",
+    "captions": "given: yours; auto: missing ones are written for you; template: your words alone",
+    "learns": "what captions that are written for you leave out; default: by what the subject is",
     "checkpoint_every": "epochs between checkpoints",
     "keep_checkpoints": "keep the LoRA file of every checkpoint, to choose from",
 }

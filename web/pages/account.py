@@ -1,37 +1,31 @@
-"""Sign-in and sign-out, static files, an owner's account, and the operators' page."""
+"""Sign-in and sign-out, static files, and an owner's account."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Form, Path, Query, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
 
 from core.clock import utcnow
 from core.errors import NotFound, SpecInvalid
-from jobs import overview, screening
-from jobs.admission import approvals, pauses
 from jobs.deletion import requests
 from jobs.notices import notices
-from jobs.owners import accounts, audit_log, sign_in_links, tokens
+from jobs.owners import accounts, sign_in_links, tokens
 from jobs.owners import sessions as kept_sessions
-from jobs.remote import trainers
 from jobs.services import Services
 from notifications.preferences import EVENTS
-from tasks.workers import fleet
 from web.auth import Caller, ServicesDep
-from web.files import picture_response
 from web.pages import session as sessions
 from web.pages.render import STATIC, render, segment
 from web.pages.session import (
     COOKIE,
     LASTS_S,
-    PageOperatorDep,
     PageReaderDep,
     PageRoute,
     PageTrainerDep,
     SessionDep,
     check_origin,
 )
-from web.parameters import DeletionId, PictureHash, SessionId, TokenId, TrainingId
+from web.parameters import DeletionId, SessionId, TokenId
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
@@ -238,59 +232,3 @@ def end_other_session(services: ServicesDep, caller: PageReaderDep, session_id: 
 def end_other_sessions(services: ServicesDep, caller: PageReaderDep) -> Response:
     kept_sessions.end_all(services, caller.owner_id, keep=caller.session_id)
     return RedirectResponse("/account?notice=ended", 303)
-
-
-# ---- the installation -----------------------------------------------------------------------------------------
-
-
-@router.get("/operators")
-def operators(request: Request, services: ServicesDep, _: PageOperatorDep) -> Response:
-    return render(
-        request,
-        "operators.html",
-        fleet=fleet.inspect(),
-        remote=trainers.list_trainers(services),
-        pods=trainers.list_pods(services, gone=True),
-        spending=trainers.spending(services),
-        active=overview.active_jobs(services),
-        problems=overview.problems(services),
-        credits=accounts.totals(services),
-        held=screening.list_held(services),
-        held_trainings=approvals.list_held(services),
-        pauses=pauses.list_pauses(services),
-        log=audit_log.list_entries(services, limit=30),
-        flower_url=services.settings.flower_url,
-        rents=services.runpod is not None,
-    )
-
-
-@router.get("/operators/pictures/{sha256}")
-def held_picture(services: ServicesDep, _: PageOperatorDep, sha256: PictureHash) -> Response:
-    return picture_response(screening.held_picture(services, sha256), "picture.png")
-
-
-@router.post("/operators/pictures/{sha256}/decide")
-def decide(
-    services: ServicesDep,
-    _: PageOperatorDep,
-    sha256: PictureHash,
-    verdict: Annotated[Literal["accept", "refuse"], Form()],
-    reason: Annotated[str, Form(max_length=500)] = "",
-) -> Response:
-    screening.decide(services, sha256, accept=verdict == "accept", reason=reason)
-    return RedirectResponse("/operators", 303)
-
-
-@router.post("/operators/trainings/{id}/decide")
-def decide_training(
-    services: ServicesDep,
-    _: PageOperatorDep,
-    training_id: TrainingId,
-    verdict: Annotated[Literal["accept", "refuse"], Form()],
-    reason: Annotated[str, Form(max_length=500)] = "",
-) -> Response:
-    if verdict == "accept":
-        approvals.approve(services, training_id)
-    else:
-        approvals.refuse(services, training_id, reason)
-    return RedirectResponse("/operators", 303)

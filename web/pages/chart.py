@@ -109,3 +109,36 @@ def _change(losses: Sequence[float]) -> str:
     if abs(after - before) <= chance:
         return f"no clear direction ({means}, which is within the scatter of single steps)."
     return f"it {'fell' if after < before else 'rose'} {means}."
+
+
+@dataclass(frozen=True)
+class TwoCurves:
+    """The moving averages of two trainings in one chart; an empty text for one without losses."""
+
+    before: str
+    after: str
+    across: list[Tick]
+    up: list[Tick]
+
+
+def loss_curves(before: Sequence[Point], after: Sequence[Point]) -> TwoCurves | None:
+    """The chart of two lists of (step, loss) pairs; None if neither has two."""
+    curves = [_smoothed(losses) if len(losses) > 1 else [] for losses in (before, after)]
+    points = [point for curve in curves for point in curve]
+    if not points:
+        return None
+    step = _round_step((max(loss for _, loss in points) or 1.0) / 4)
+    highest = step * ceil(max(loss for _, loss in points) / step) or step
+    last = max(1, *(at for at, _ in points))
+    width = WIDTH - _LEFT - _RIGHT
+
+    def line(curve: Sequence[Point]) -> str:
+        return " ".join(f"{_LEFT + width * at / last:.1f},{_y(loss, highest):.1f}" for at, loss in _thinned(curve))
+
+    along = max(1, int(_round_step(last / 5)))
+    return TwoCurves(
+        before=line(curves[0]) if curves[0] else "",
+        after=line(curves[1]) if curves[1] else "",
+        across=[Tick(_LEFT + width * at / last, str(at)) for at in range(0, last + 1, along)],
+        up=[Tick(_y(step * at, highest), f"{step * at:.3g}") for at in range(round(highest / step) + 1)],
+    )

@@ -70,6 +70,13 @@ _NOTICES = {
     "deleting": "The deletion is under way.",
     "undone": "The deletion is undone.",
     "notices": "Notices saved.",
+    "recipe": "Recipe saved. The next training uses it.",
+    "granted": "Credits granted.",
+    "refunded": "Credits refunded.",
+    "paused": "Paused: nothing new starts.",
+    "resumed": "The pause has ended.",
+    "draining": "The worker takes no further training.",
+    "undrained": "The worker takes trainings again.",
     "revoked": "The token is revoked.",
 }
 
@@ -132,6 +139,11 @@ def size(value: int) -> str:
     return f"{value / 1e6:.1f} MB" if value >= 1e5 else f"{value / 1e3:.1f} kB"
 
 
+def in_group(name: str, prefix: str) -> bool:
+    """Whether an option of a recipe belongs to the group with this prefix; to none of them for an empty one."""
+    return name.startswith(prefix) if prefix else "." not in name
+
+
 def segment(value: str) -> str:
     """A name as one part of a path."""
     return quote(value, safe="")
@@ -150,5 +162,6 @@ def _templates() -> Environment:
     made.filters |= {"seconds": seconds, "number": number, "at": at, "size": size, "segment": segment}
     made.filters |= {"label": label, "sentence": sentence}
     made.filters |= {"when": when, "signed": signed}
+    made.tests |= {"in_group": in_group}
     made.globals |= {"asset": asset, "count": count, "statuses": STATUSES, "stages": STAGES, "entries": ENTRIES}
     return made

@@ -16,7 +16,7 @@ from jobs.captioning import review
 from jobs.deletion import requests
 from jobs.owners import accounts
 from jobs.requests.quotes import Quote
-from jobs.results import delivery, lora_files
+from jobs.results import comparison, delivery, lora_files
 from jobs.services import Services
 from jobs.subjects import loras
 from jobs.view import JobView
@@ -64,10 +64,11 @@ def training(
         active=active,
         newest=newest,
         stages_done=_stages(view),
-        chart=loss_curve(_losses(service.events(services, job_id, owner_id=owner_id))),
+        chart=loss_curve(losses_of(service.events(services, job_id, owner_id=owner_id))),
         samples=results.grid_of(view, previews.names(services, job_id, owner_id)),
         forms=lora_files.forms(view.spec.family) if view.lora else [],
         checkpoints=delivery.choices(services, job_id, owner_id),
+        since=_since(services, job_id, owner_id),
         cancel_cost=service.cost_of_cancelling(services, job_id, owner_id) if active else 0,
         again=None if active or remedy else _quote_again(services, job_id, owner_id),
         remedy=remedy,
@@ -91,7 +92,13 @@ def _stages(view: JobView) -> list[tuple[str, str]]:
     return [(name, "done" if index < at else current if index == at else "waiting") for index, name in enumerate(names)]
 
 
-def _losses(events: Sequence[JobEvent]) -> list[Point]:
+def _since(services: Services, job_id: str, owner_id: str) -> comparison.Comparison | None:
+    """What differs from the training of the subject before this one."""
+    before = comparison.previous(services, job_id, owner_id)
+    return comparison.compare(services, before, job_id, owner_id) if before else None
+
+
+def losses_of(events: Sequence[JobEvent]) -> list[Point]:
     """Loss by step. A step that was repeated after a worker was lost counts with its last loss."""
     progress = [event.data for event in events if event.kind == "progress"]
     losses = {data["step"]: data["loss"] for data in progress if data.get("loss") is not None}

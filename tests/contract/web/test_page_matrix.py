@@ -39,7 +39,7 @@ class Row:
     query: str = ""
 
 
-_START = {"key": "0" * 32, "credits_shown": "9999", "trigger_word": "hush", "base_model": "sd15"}
+_START = {"key": "0" * 32, "credits_shown": "9999", "trigger_word": "hush", "base_model": "sd15", "beside": "yes"}
 _CROP = {"left": "0", "top": "0", "width": "400", "height": "400"}
 ROWS = [
     Row("GET", "/sign-in", None, 200),
@@ -61,6 +61,12 @@ ROWS = [
     Row("GET", "/trainings/{id}/card", "read", 409),
     Row("GET", "/trainings/{id}/samples", "read", 404),
     Row("POST", "/trainings/{id}/checkpoints/{step}/deliver", "train", 404),
+    Row("GET", "/trainings/{id}/compare", "read", 200),
+    Row("GET", "/subjects/{id}/recipe", "read", 200, 200),
+    Row("GET", "/subjects/{id}/recipe.json", "read", 200, 200),
+    Row("POST", "/subjects/{id}/recipe", "train", 303, 303, {"rank": "8"}),
+    Row("POST", "/subjects/{id}/recipe/preset", "train", 303, 303, {"kind": "style"}),
+    Row("POST", "/subjects/{id}/recipe/import", "train", 303, 303, {"text": "{}"}),
     Row("GET", "/subjects/{id}/captions", "read", 200, 200),
     Row("GET", "/subjects/{id}/images/{imageId}/large", "read", 200),
     Row("GET", "/subjects/{id}/images/{imageId}/seen", "read", 200),
@@ -70,6 +76,18 @@ ROWS = [
     Row("GET", "/operators/pictures/{sha256}", "operate", 404),
     Row("POST", "/operators/pictures/{sha256}/decide", "operate", 404, form={"verdict": "accept"}),
     Row("POST", "/operators/trainings/{id}/decide", "operate", 404, form={"verdict": "accept"}),
+    Row("GET", "/operators/search", "operate", 200, query="?q=ada"),
+    Row("GET", "/operators/jobs/{id}", "operate", 200),
+    Row("GET", "/operators/owners/{owner}", "operate", 200),
+    Row("POST", "/operators/jobs/{id}/cancel", "operate", 303),
+    Row("POST", "/operators/jobs/{id}/retry", "operate", 303, form={"key": "4" * 32}),
+    Row("POST", "/operators/jobs/{id}/refund", "operate", 409, form={"key": "5" * 32, "amount": "1"}),
+    Row("POST", "/operators/owners/{owner}/grant", "operate", 303, form={"key": "6" * 32, "amount": "1"}),
+    Row("POST", "/operators/owners/{owner}/tokens", "operate", 200, form={"name": "browser"}),
+    Row("POST", "/operators/tokens/{tokenId}/revoke", "operate", 303),
+    Row("POST", "/operators/pauses", "operate", 303, form={"scope": "family:sdxl", "reason": "upgrade"}),
+    Row("POST", "/operators/pauses/end", "operate", 303, form={"scope": "family:sdxl"}),
+    Row("POST", "/operators/workers/drain", "operate", 404, form={"worker": "nobody"}),
     Row("POST", "/subjects/{id}/settings", "train", 303, 303, {"trigger_word": "hush", "base_model": "sd15"}),
     Row("POST", "/subjects/{id}/automatic", "train", 303, 303, {"on": "no"}),
     Row("POST", "/subjects/{id}/images", "train", 422, 422),
@@ -119,7 +137,7 @@ class Page:
 
     def call(self, row: Row, cookie: str | None = None, **headers: str) -> httpx2.Response:
         path = row.path.replace("{imageId}", self.image_ids[-1]).replace("{sessionId}", self.session_id)
-        path = path.replace("{tokenId}", self.token_id)
+        path = path.replace("{tokenId}", self.token_id).replace("{owner}", "ada")
         path = path.replace("{drawingId}", self.drawing_id).replace("{number}", "0").replace("{step}", "50")
         path = path.replace("{name}", "imprint.css" if "static" in path else "1-000000010_0.png")
         subject = "old" if row.path == "/subjects/{id}/delete" else "rex"

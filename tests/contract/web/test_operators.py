@@ -1,0 +1,88 @@
+"""Operators find any job, owner and picture, see all about it, and act; every action is in the audit log."""
+
+import re
+
+import pytest
+
+from jobs import service
+from jobs.admission import pauses, workers
+from jobs.owners import accounts, audit_log, search, tokens
+from tests.contract.web.conftest import Api
+from tests.contract.web.test_page_matrix import HERE
+from web.pages.session import COOKIE
+
+
+@pytest.fixture
+def operator(api: Api) -> dict[str, str]:
+    """The headers of an operator's browser."""
+    api.client.cookies.clear()
+    answer = api.call("POST", "/sign-in", headers=HERE, data={"token": api.token(None, "operate")})
+    api.client.cookies.clear()
+    return {**HERE, "cookie": f"{COOKIE}={answer.cookies[COOKIE]}"}
+
+
+def actions(api: Api) -> list[tuple[str, str]]:
+    """Who did what, newest first, as far as operators did it."""
+    return [(one.actor, one.action) for one in audit_log.list_entries(api.services) if one.actor == "token"]
+
+
+def test_everything_is_found_by_the_beginning_of_its_id_or_name(api: Api, operator: dict[str, str]) -> None:
+    images = api.upload(api.token("ada"), 6)
+    job_id = str(api.train(api.token("ada"), images).json()["id"])
+    accounts.grant(api.services, "Bob/Smith", 5)
+    for text, kind in ((job_id[:20], "jobs"), ("REX", "jobs"), ("ad", "owners"), (images[0], "pictures")):
+        assert getattr(search.search(api.services, text), kind), text
+    assert search.search(api.services, "smith").owners == ["Bob/Smith"]
+    assert search.search(api.services, "100%").is_empty
+    assert search.search(api.services, " ").is_empty
+    page = api.call("GET", "/operators/search?q=smith", headers=operator).text
+    [address] = re.findall(r'href="(/operators/owners/[^"]+)"', page)
+    assert "Bob/Smith" in api.call("GET", address, headers=operator).text
+    assert api.call("GET", "/operators/owners/nobody", headers=operator).status_code == 404
+
+
+def test_a_job_is_seen_cancelled_repeated_and_refunded(api: Api, operator: dict[str, str]) -> None:
+    job_id = str(api.train(api.token("ada"), api.upload(api.token("ada"), 6)).json()["id"])
+    here = f"/operators/jobs/{job_id}"
+    page = api.call("GET", here, headers=operator).text
+    assert "stage: stage preprocess" in page
+    assert "job.accepted" in page
+    assert api.call("POST", f"{here}/cancel", headers=operator).status_code == 303
+    assert service.get(api.services, job_id).status == "cancelled"
+    key = {"key": "7" * 32}
+    again = [api.call("POST", f"{here}/retry", headers=operator, data=key).headers["location"] for _ in range(2)]
+    assert again[0] == again[1] != f"{here}?notice=started"
+    assert api.call("POST", f"{here}/refund", headers=operator, data={**key, "amount": "9"}).status_code == 409
+    assert [action for _, action in actions(api)][:2] == ["job.accepted", "job.cancelled"]
+
+
+def test_credits_are_granted_once_and_tokens_made_and_revoked(api: Api, operator: dict[str, str]) -> None:
+    here = "/operators/owners/ada"
+    for _ in range(2):
+        api.call("POST", f"{here}/grant", headers=operator, data={"key": "8" * 32, "amount": "50"})
+    assert accounts.balance(api.services, "ada").granted == 1050
+    answer = api.call("POST", f"{here}/tokens", headers=operator, data={"name": "browser", "days": "30"})
+    token = tokens.authenticate(api.services, re.findall(r"imp_[A-Za-z0-9_-]{43}", answer.text)[0])
+    assert token is not None
+    assert token.owner_id == "ada"
+    assert (
+        api.call("POST", f"/operators/tokens/{token.id}/revoke", headers=operator).headers["location"].startswith(here)
+    )
+    assert {"credits.granted", "token.created", "token.revoked"} <= {action for _, action in actions(api)}
+
+
+def test_queues_are_paused_and_workers_drained(api: Api, operator: dict[str, str]) -> None:
+    workers.beat(api.services, "train@gpu1", ["train.sd15"], 4)
+    form = {"scope": "family:sd15", "reason": "new drivers"}
+    api.call("POST", "/operators/pauses", headers=operator, data=form)
+    api.call("POST", "/operators/workers/drain", headers=operator, data={"worker": "train@gpu1", "on": "yes"})
+    page = api.call("GET", "/operators", headers=operator).text
+    assert "new drivers" in page
+    assert "Take trainings again" in page
+    assert workers.list_workers(api.services)[0].draining
+    api.call("POST", "/operators/pauses/end", headers=operator, data=form)
+    api.call("POST", "/operators/workers/drain", headers=operator, data={"worker": "train@gpu1", "on": "no"})
+    assert pauses.list_pauses(api.services) == []
+    assert not workers.list_workers(api.services)[0].draining
+    wrong = api.call("POST", "/operators/pauses", headers=operator, data={"scope": "everything"})
+    assert wrong.status_code == 422

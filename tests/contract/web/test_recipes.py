@@ -1,0 +1,112 @@
+"""The recipe of a subject on its page: presets, every option, JSON; and two trainings compared."""
+
+import json
+import re
+
+import pytest
+
+from core.errors import NotFound
+from jobs.requests import recipe_options
+from jobs.results import comparison
+from jobs.subjects import captions, presets, subject_recipe, subject_settings
+from tests.contract.web.conftest import Api
+from tests.contract.web.test_results import cookie_of
+from training.families.registry import BASE_MODELS
+from training.options import Validation
+from training.spec import TrainSpec
+
+REX = "/subjects/rex/recipe"
+
+
+def test_every_option_has_help_and_a_default() -> None:
+    for base_model in BASE_MODELS:
+        spec = TrainSpec.model_validate({"base_model": base_model, "trigger_word": "x", "seed": 7, "rank": 3})
+        options = recipe_options.options_of(spec)
+        assert [option.name for option in options if option.is_changed] == ["rank"]
+        assert all(option.help for option in options)
+    named = {option.name.partition(".")[0] for option in options}
+    assert named == {*subject_recipe.RECIPE}, "each field of a recipe can be seen"
+
+
+@pytest.mark.parametrize("base_model", BASE_MODELS)
+def test_presets_are_valid_on_every_base_model(base_model: str) -> None:
+    for preset in presets.PRESETS:
+        recipe = presets.recipe_for(preset.kind, base_model, "sks rex", "dog")
+        assert subject_recipe.parse(recipe, base_model)
+        prompts = Validation.model_validate(recipe["validation"]).previews
+        assert all("sks rex" in prompt for prompt in prompts)
+
+
+def test_the_kind_follows_from_what_it_is() -> None:
+    found = {word: presets.kind_of(word) for word in ("woman", "oil style", "mug", "", None)}
+    assert found == {"woman": "character", "oil style": "style", "mug": "object", "": "character", None: "character"}
+
+
+def test_a_preset_an_option_and_back_to_the_defaults(api: Api) -> None:
+    signed_in = cookie_of(api)
+    settings = {"trigger_word": "sks rex", "class_word": "dog", "base_model": "sd15"}
+    subject_settings.change(api.services, "ada", "rex", settings)
+    assert "Everything is as its defaults have it" in api.call("GET", REX, headers=signed_in).text
+    assert api.call("POST", f"{REX}/preset", headers=signed_in, data={"kind": "style"}).status_code == 303
+    kept = subject_settings.get(api.services, "ada", "rex").recipe or {}
+    assert kept["adapter"] == {"targets": "all"}
+    assert kept["validation"]["previews"][1] == "a portrait of a woman, sks rex"
+    page = api.call("GET", REX, headers=signed_in).text
+    assert "<option selected>all</option>" in page
+    form = {
+        "rank": "16", "adapter.dora": "yes", "learning_rate": "0.0002", "optimizer": "prodigy",
+        "validation.previews": "rex asleep\n\nrex at sea",
+    }  # fmt: skip
+    refused = api.call("POST", REX, headers=signed_in, data={**form, "rank": "many", "learning_rate": "0.5"})
+    assert refused.status_code == 422
+    assert 'value="many"' in refused.text
+    assert refused.text.count('class="fault"') >= 1
+    wanted = {name: value for name, value in form.items() if name not in ("optimizer",)}
+    assert api.call("POST", REX, headers=signed_in, data=wanted).status_code == 303
+    assert subject_settings.get(api.services, "ada", "rex").recipe == {
+        "rank": 16, "learning_rate": 0.0002, "adapter": {"dora": True},
+        "validation": {"previews": ["rex asleep", "rex at sea"]},
+    }  # fmt: skip
+    assert "4 options differ" in api.call("GET", REX, headers=signed_in).text
+    api.call("POST", REX, headers=signed_in, data={"rank": ""})
+    assert subject_settings.get(api.services, "ada", "rex").recipe is None
+
+
+def test_a_recipe_is_shared_as_json(api: Api) -> None:
+    signed_in = cookie_of(api)
+    subject_settings.change(api.services, "ada", "rex", {"base_model": "sdxl", "recipe": {"rank": 32}})
+    text = api.call("GET", f"{REX}.json", headers=signed_in).text
+    assert json.loads(text) == {"base_model": "sdxl", "rank": 32}
+    to = "/subjects/other/recipe"
+    assert api.call("POST", f"{to}/import", headers=signed_in, data={"text": text}).status_code == 303
+    other = subject_settings.get(api.services, "ada", "other")
+    assert (other.base_model, other.recipe) == ("sdxl", {"rank": 32})
+    for wrong in ("[1]", "{", '{"rank": 9999}', '{"base_model": "none"}'):
+        answer = api.call("POST", f"{to}/import", headers=signed_in, data={"text": wrong})
+        assert answer.status_code == 422, wrong
+        assert 'id="error"' in answer.text
+    assert subject_settings.get(api.services, "ada", "other").recipe == {"rank": 32}
+
+
+def test_what_changed_since_the_training_before_is_listed(api: Api) -> None:
+    secret, signed_in = api.token("ada"), cookie_of(api)
+    images = api.upload(secret, 8)
+    first = str(api.train(secret, images[:7]).json()["id"])
+    assert comparison.previous(api.services, first) is None
+    captions.set_all(api.services, "ada", "rex", {images[2]: "asleep"})
+    second = str(api.train(secret, images[1:], rank=8, adapter={"targets": "all"}).json()["id"])
+    assert comparison.previous(api.services, second) == first
+    found = comparison.compare(api.services, first, second, "ada")
+    assert {(one.name, one.before, one.after) for one in found.changes} == {
+        ("rank", "4", "8"), ("adapter.targets", "attention", "all"),
+    }  # fmt: skip
+    assert (found.added, found.left_out, found.recaptioned) == (1, 1, 1)
+    page = api.call("GET", f"/trainings/{second}", headers=signed_in).text
+    assert "Changed since the training before" in page
+    assert f"/trainings/{second}/compare?with={first}" in page
+    shown = api.call("GET", f"/trainings/{second}/compare", headers=signed_in).text
+    rows = re.findall(r'<tr class="differs"><th scope="row">([^<]+)</th><td>([^<]*)</td><td>([^<]*)</td>', shown)
+    assert ("rank", "4", "8") in rows
+    assert ("pictures", "1 only here", "1 only here") in rows
+    with pytest.raises(NotFound):
+        comparison.compare(api.services, first, second, "bob")

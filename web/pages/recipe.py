@@ -1,0 +1,203 @@
+"""The recipe of a subject: a preset for what it is, every option with its help, and the recipe as JSON."""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from fastapi import APIRouter, Form, Request, Response
+from fastapi.responses import RedirectResponse
+
+from core.errors import SpecInvalid
+from jobs import service
+from jobs.requests import recipe_options
+from jobs.services import Services
+from jobs.subjects import presets, subject_recipe, subject_settings
+from storage.tables.jobs import Subject
+from training.families.registry import BASE_MODELS, FAMILIES
+from training.spec import GROUPS, Learns, TrainSpec
+from web.auth import Caller, ServicesDep
+from web.pages.render import render, segment
+from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
+from web.parameters import SubjectId
+
+router = APIRouter(prefix="/subjects/{id}/recipe", route_class=PageRoute, include_in_schema=False)
+
+_MAX_JSON = 20_000
+_LISTED = "validation.previews"
+
+
+@dataclass(frozen=True)
+class OptionField:
+    """One option in the form. `choices`: what can be chosen; empty for a field to type into."""
+
+    name: str
+    help: str
+    typed: str
+    default: str
+    choices: tuple[str, ...]
+    refused: str | None  # why the family does not have it
+    fault: str | None
+
+    @property
+    def is_changed(self) -> bool:
+        return bool(self.typed)
+
+
+@router.get("")
+def recipe(request: Request, services: ServicesDep, caller: PageReaderDep, subject_id: SubjectId) -> Response:
+    kept = subject_settings.get(services, caller.owner_id, subject_id)
+    return _page(request, services, caller, kept, _typed(kept.recipe or {}), {})
+
+
+def _page(
+    request: Request, services: Services, caller: Caller, kept: Subject, typed: dict[str, str], faults: dict[str, str],
+    text: str | None = None,
+) -> Response:  # fmt: skip
+    base_model = kept.base_model or "sd15"
+    fields = _fields(base_model, typed, faults)
+    known = {f"recipe.{field.name}" for field in fields}
+    others = {name: fault for name, fault in faults.items() if name not in known}
+    return render(
+        request,
+        "recipe.html",
+        422 if faults else 200,
+        subject_id=kept.id,
+        kept=kept,
+        base=BASE_MODELS[base_model],
+        presets=presets.PRESETS,
+        kind=presets.kind_of(kept.class_word),
+        fields=fields,
+        changed=sum(field.is_changed for field in fields),
+        faults=others,
+        text=text if text is not None else json.dumps(_shared(kept), indent=2, ensure_ascii=False),
+        trainings=service.jobs(services, owner_id=caller.owner_id, limit=50),
+        may_train="train" in caller.token.scopes,
+    )
+
+
+def _fields(base_model: str, typed: dict[str, str], faults: dict[str, str]) -> list[OptionField]:
+    usual = recipe_options.flat(recipe_options.defaults(base_model))
+    refused = FAMILIES[BASE_MODELS[base_model].family].refused
+    return [
+        OptionField(
+            name, recipe_options.help_of(name), typed.get(name, ""), recipe_options.as_text(default), _choices(name),
+            refused.get(name), faults.get(f"recipe.{name}") or faults.get(f"recipe.{name.partition('.')[0]}"),
+        )
+        for name, default in usual.items()
+    ]  # fmt: skip
+
+
+def _choices(name: str) -> tuple[str, ...]:
+    group, _, option = name.partition(".")
+    kind: Any = TrainSpec.model_fields[group].annotation
+    if option:
+        kind = kind.model_fields[option].annotation
+    kind = next((one for one in get_args(kind) if get_origin(one) is Literal), kind)  # of an optional one
+    if kind is bool:
+        return ("yes", "no")
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _typed(recipe: dict[str, Any]) -> dict[str, str]:
+    """A stored recipe as the form's fields."""
+    flat = {name: value for name, value in recipe.items() if name not in GROUPS}
+    flat |= {f"{group}.{name}": value for group in GROUPS for name, value in (recipe.get(group) or {}).items()}
+    return {
+        name: "\n".join(value) if isinstance(value, list | tuple) else recipe_options.as_text(value)
+        for name, value in flat.items()
+    }
+
+
+def _shared(kept: Subject) -> dict[str, Any]:
+    return {"base_model": kept.base_model or "sd15", **(kept.recipe or {})}
+
+
+# ---- forms --------------------------------------------------------------------------------------------------------
+
+
+@router.post("")
+async def save(request: Request, services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId) -> Response:
+    form = await request.form(max_files=0, max_fields=200)
+    typed = {name: value.strip() for name, value in form.items() if isinstance(value, str) and value.strip()}
+    kept = subject_settings.get(services, caller.owner_id, subject_id)
+    try:
+        subject_settings.change(services, caller.owner_id, subject_id, {"recipe": _parsed(typed) or None})
+    except SpecInvalid as error:
+        return _page(request, services, caller, kept, typed, error.faults)
+    return _to_recipe(subject_id, "recipe")
+
+
+def _parsed(typed: dict[str, str]) -> dict[str, Any]:
+    """The form's fields as a recipe; what is not valid is left for its check."""
+    recipe: dict[str, Any] = {}
+    for name, text in typed.items():
+        group, dot, option = name.partition(".")
+        value = _value(name, text)
+        if dot and group in GROUPS:
+            recipe.setdefault(group, {})[option] = value
+        else:
+            recipe[name] = value
+    return recipe
+
+
+def _value(name: str, text: str) -> Any:
+    if name == _LISTED:
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    if text in ("yes", "no"):
+        return text == "yes"
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+@router.post("/preset")
+def preset(
+    services: ServicesDep,
+    caller: PageTrainerDep,
+    subject_id: SubjectId,
+    kind: Annotated[Learns, Form()],
+) -> Response:
+    kept = subject_settings.get(services, caller.owner_id, subject_id)
+    made = presets.recipe_for(kind, kept.base_model, kept.trigger_word, kept.class_word)
+    subject_settings.change(services, caller.owner_id, subject_id, {"recipe": made})
+    return _to_recipe(subject_id, "recipe")
+
+
+@router.post("/import")
+def import_json(
+    request: Request,
+    services: ServicesDep,
+    caller: PageTrainerDep,
+    subject_id: SubjectId,
+    text: Annotated[str, Form(max_length=_MAX_JSON)] = "",
+) -> Response:
+    """Take over a recipe as JSON, with its base model if that is named."""
+    kept = subject_settings.get(services, caller.owner_id, subject_id)
+    try:
+        given = json.loads(text)
+        if not isinstance(given, dict):
+            raise ValueError
+    except (ValueError, RecursionError):
+        return _page(request, services, caller, kept, _typed(kept.recipe or {}), {"JSON": "is not an object"}, text)
+    base_model = given.pop("base_model", kept.base_model)
+    recipe = {name: value for name, value in given.items() if name in subject_recipe.RECIPE and name != "seed"}
+    try:
+        changed = {"base_model": base_model, "recipe": recipe or None}
+        subject_settings.change(services, caller.owner_id, subject_id, changed)
+    except SpecInvalid as error:
+        faults = {name.removeprefix("recipe."): fault for name, fault in error.faults.items()}
+        return _page(request, services, caller, kept, _typed(kept.recipe or {}), faults, text)
+    return _to_recipe(subject_id, "recipe")
+
+
+@router.get(".json")
+def download(services: ServicesDep, caller: PageReaderDep, subject_id: SubjectId) -> Response:
+    kept = subject_settings.get(services, caller.owner_id, subject_id)
+    text = json.dumps(_shared(kept), indent=2, ensure_ascii=False)
+    headers = {"Content-Disposition": 'attachment; filename="recipe.json"'}
+    return Response(text, media_type="application/json", headers=headers)
+
+
+def _to_recipe(subject_id: str, notice: str) -> Response:
+    return RedirectResponse(f"/subjects/{segment(subject_id)}/recipe?notice={notice}", 303)
