@@ -82,7 +82,8 @@ def _fields(base_model: str, typed: dict[str, str], faults: dict[str, str]) -> l
     return [
         OptionField(
             name, recipe_options.help_of(name), typed.get(name, ""), _OPEN.get(name) or recipe_options.as_text(default),
-            _choices(name), refused.get(name), faults.get(f"recipe.{name}") or faults.get(f"recipe.{name.partition('.')[0]}"),
+            _choices(name), refused.get(name),
+            faults.get(f"recipe.{name}") or faults.get(f"recipe.{name.partition('.')[0]}"),
         )
         for name, default in usual.items()
     ]  # fmt: skip
