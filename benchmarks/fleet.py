@@ -32,10 +32,10 @@ class Costs:
 
     train_s: float = 78.0
     pictures: int = 10
-    web_ms: float = 20.0  # accepting it
-    decide_ms: float = 12.0  # each decision: when a job comes, and when one leaves its GPU. One at a time for a family
-    io_ms: float = 60.0  # dataset, upload, settle, clean-up with their messages
-    fetch_ms: float = 14.0  # each picture: fetch, decode, record
+    web_ms: float = 30.0  # accepting it
+    decide_ms: float = 48.0  # each decision: when a job comes, and when one leaves its GPU. One at a time for a family
+    io_ms: float = 80.0  # dataset, upload, settle, clean-up with their messages
+    fetch_ms: float = 19.0  # each picture: fetch, decode, record
     notice_ms: float = 12.0  # each of two webhooks
     message_ms: float = 0.1  # of the broker, for each Celery message
     messages: int = 12
