@@ -16,7 +16,7 @@ from core.errors import NotFound, SpecInvalid
 from core.settings import Settings
 from credits import ledger
 from jobs import service
-from jobs.admission import pauses, workers
+from jobs.admission import decide, pauses, places, workers
 from jobs.lifecycle import sweeps, transitions
 from jobs.lifecycle.leases import claim_picture, claim_stage
 from jobs.owners import accounts
@@ -32,7 +32,11 @@ QUEUE = "train.sd15"
 
 
 @pytest.fixture
-def services(settings: Settings) -> Iterator[Services]:
+def services(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
+    # No second of the machine's time decides: a test may take longer than a worker may be silent.
+    monkeypatch.setattr(decide, "PREPARING_S", 3600.0)
+    for module in (decide, places, workers):
+        monkeypatch.setattr(module, "ALIVE_S", 3600.0)
     services = Services(settings)
     assert workers.beat(services, "train@one", [QUEUE], SLOTS) is False
     yield services
@@ -215,7 +219,7 @@ def test_pictures_that_take_long_hold_up_no_other_owner(services: Services) -> N
     assert admitted(services) == ["slow"] * WINDOW
     [job_id] = submit(services, "ada")
     assert row(services, job_id).admitted_at is not None
-    change(services, in_flight(services), admitted_at=utcnow() - timedelta(seconds=11))
+    change(services, in_flight(services), admitted_at=utcnow() - timedelta(seconds=decide.PREPARING_S + 1))
     submit(services, "bob")
     assert admitted(services)[-WINDOW] == "bob"  # after ten seconds the slow ones leave room for others
 
@@ -223,7 +227,7 @@ def test_pictures_that_take_long_hold_up_no_other_owner(services: Services) -> N
 def test_an_owner_whose_pictures_take_long_has_twice_the_window_in_flight_at_most(services: Services) -> None:
     submit(services, "slow", 3 * WINDOW)
     for _ in range(4):
-        change(services, in_flight(services), admitted_at=utcnow() - timedelta(seconds=11))
+        change(services, in_flight(services), admitted_at=utcnow() - timedelta(seconds=decide.PREPARING_S + 1))
         sweeps.admit_jobs(services)
     assert len(in_flight(services)) == 2 * WINDOW
 

@@ -166,7 +166,7 @@ def test_a_second_stack_on_the_same_home_is_refused_and_a_signal_in_start_up_lea
             [sys.executable, "-m", "cli.stack"], cwd=ROOT, env=up.environment, stdin=subprocess.DEVNULL,
             stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
-    until(lambda: "Imprint is up" in up.output(), 60, "up")
+    until(lambda: "Imprint is up" in up.output(), 2 * _READY_S, "up")  # it is printed when everything is ready
     second = run(["cli.stack"], cwd=ROOT, env=up.environment, folder=up.home.parent, timeout=60)
     assert second.returncode != 0
     assert "already" in second.stderr
