@@ -41,6 +41,11 @@ PICTURES = ROOT / "demo" / "pictures"
 CHROMIUM = os.environ.get("IMPRINT_TEST_CHROMIUM", "/usr/bin/chromium")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 SIZES = {"phone": (390, 844), "tablet": (820, 1180), "desktop": (1280, 900)}
+# Pictures far down the page are loaded only when they are scrolled to.
+_ALL_PICTURES = """() => Promise.all([...document.images].map((one) => {
+  one.loading = "eager";
+  return one.complete || new Promise((done) => { one.onload = one.onerror = done; });
+}))"""
 OWNER, SUBJECT = "ada", "rex"
 PROMPTS = ["a photo of sks rex on a beach", "sks rex as a pencil drawing"]
 
@@ -213,8 +218,7 @@ def shoot(browser: Browser, base: str, token: str, addresses: dict[str, str], ou
             for name, address in addresses.items():
                 if only in name:
                     page.goto(address, wait_until="load")
-                    page.evaluate("for (const one of document.images) one.loading = 'eager'")
-                    page.wait_for_function("[...document.images].every((one) => one.complete)")
+                    page.evaluate(_ALL_PICTURES)
                     page.screenshot(path=out / f"{name}-{size}-{scheme}.png", full_page=True)
             context.close()
 

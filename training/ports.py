@@ -90,6 +90,7 @@ class TrainRun:
     checkpoint_every_epochs: int = 10
     loras: LoraStore | None = None  # for a LoRA file of every checkpoint but the last; None: keep none
     previews: PreviewStore | None = None  # for the previews of the recipe; None: draw none
+    baseline: bool = False  # draw the previews before the first step too, as the base model draws them
     encodings: Path | None = None  # folder of the cache of encoded pictures and captions
     precision: str = "auto"  # of the frozen base: auto (the fastest here), float32, bfloat16, float16
     quantise: Literal["auto"] | Quantisation = "auto"  # the frozen base; auto: as few bits as the device's memory asks

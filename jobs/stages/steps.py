@@ -276,6 +276,7 @@ def _train(services: Services, lease: Lease, job: Job, held: HeldLease, folder: 
             checkpoint_every_epochs=spec.checkpoint_every,
             loras=_kept_loras(services, lease, job) if spec.keep_checkpoints else None,
             previews=StoredPreviews(services.store, services.database, lease),
+            baseline=True,
             control=control,
             note=control.note,
             device=services.settings.device,

@@ -186,6 +186,20 @@ def test_previews_are_pictures_of_the_way(runs: Runs, tmp_path: Path) -> None:
     assert (tmp_path / "shown" / "prompt-1-step-000012.png").read_bytes() == previews.held[12, 0]
 
 
+def test_the_base_model_draws_before_the_first_step(runs: Runs) -> None:
+    """It is no validation, and changes nothing of the training."""
+    asked = {"previews": ["a lawn"], "every_epochs": 1, "held_out": 1, "keep_best": True}
+    plain = runs(max_steps=5, validation=asked, previews=MemoryPreviews())
+    without = train(plain)
+    previews = MemoryPreviews()
+    given = {"name": "drawn", "max_steps": 5, "validation": asked, "previews": previews}
+    result = train(replace(runs(**given), baseline=True))
+    assert isinstance(plain.previews, MemoryPreviews)
+    assert {at: png for at, png in previews.held.items() if at[0]} == plain.previews.held
+    assert (0, 0) in previews.held
+    assert (result.sha256, result.validation_loss) == (without.sha256, without.validation_loss)
+
+
 @pytest.mark.parametrize("family", ["sdxl", "z-image"])
 def test_previews_of_every_family(runs: Runs, family: str) -> None:
     previews = MemoryPreviews()

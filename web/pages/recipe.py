@@ -24,6 +24,7 @@ router = APIRouter(prefix="/subjects/{id}/recipe", route_class=PageRoute, includ
 
 _MAX_JSON = 20_000
 _LISTED = "validation.previews"
+_OPEN = {"seed": "a new one each time", "learns": "by what it is", "max_steps": "by the epochs"}  # instead of a default
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ def _fields(base_model: str, typed: dict[str, str], faults: dict[str, str]) -> l
     refused = FAMILIES[BASE_MODELS[base_model].family].refused
     return [
         OptionField(
-            name, recipe_options.help_of(name), typed.get(name, ""), recipe_options.as_text(default), _choices(name),
-            refused.get(name), faults.get(f"recipe.{name}") or faults.get(f"recipe.{name.partition('.')[0]}"),
+            name, recipe_options.help_of(name), typed.get(name, ""), _OPEN.get(name) or recipe_options.as_text(default),
+            _choices(name), refused.get(name),
+            faults.get(f"recipe.{name}") or faults.get(f"recipe.{name.partition('.')[0]}"),
         )
         for name, default in usual.items()
     ]  # fmt: skip

@@ -93,7 +93,7 @@ class SlotJob:
 
     def __post_init__(self) -> None:
         self.start = self.step = self.attended = self.state.step if self.state is not None else 0
-        if self.state is None and self.preview_prompts is not None:
+        if self.state is None and self.preview_prompts is not None and self.run.baseline:
             self.attended = -1  # what the base model draws is due before the first step
         if self.state is not None:
             self.validation_losses, self.best = list(self.state.validation_losses), self.state.best
