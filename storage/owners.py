@@ -12,6 +12,7 @@ OWNED = (
     "device_drawing",
     "disabled_receiver",
     "drawing",
+    "generated_caption",
     "image_fetch",
     "notice_preferences",
     "outbox_message",

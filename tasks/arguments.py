@@ -81,8 +81,8 @@ def _faults(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[s
 
 
 def _fault(name: str, value: Any, parameter: inspect.Parameter) -> str | None:
-    """What is wrong with one argument. `jobs.requests` checks the `**arguments` of a request."""
-    if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+    """What is wrong with one argument. `jobs.requests` checks those of a request: `**arguments` and `*given: Any`."""
+    if parameter.kind is inspect.Parameter.VAR_KEYWORD or parameter.annotation is Any:
         return None
     if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
         one = parameter.replace(kind=inspect.Parameter.POSITIONAL_ONLY)

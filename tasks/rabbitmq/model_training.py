@@ -73,7 +73,9 @@ class TrainingMessage:
             more = in_message_terms(error.faults)
             faults |= {name: fault for name, fault in more.items() if name not in named}  # not again as missing
         code = next(iter(self.faults.values()))[0]
-        raise MessageRejected(code, "; ".join(f"{name}: {fault}" for name, fault in faults.items()), faults)
+        # The sentence may be cut in logs and headers: long faults, which list all known fields, come last.
+        shortest_first = sorted(faults.items(), key=lambda fault: len(fault[1]))
+        raise MessageRejected(code, "; ".join(f"{name}: {fault}" for name, fault in shortest_first), faults)
 
 
 def parse_message(body: bytes, message_id: str | None, settings: Settings) -> TrainingMessage:

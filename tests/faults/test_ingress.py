@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from amqp.exceptions import NotFound
 from kombu import Connection
 from sqlmodel import col, select
 
@@ -303,10 +304,9 @@ def test_a_stream_is_read_on_after_a_kill_of_its_broker(place_without_broker: Si
 def stream_producer(rabbit: RabbitServer) -> Iterator[Callable[..., None]]:
     """Publishes bodies to a stream that it has declared, and waits until RabbitMQ has confirmed each."""
     with Connection(rabbit.url, transport_options={"confirm_publish": True}) as connection:
-        channel = connection.default_channel
-        arguments = {"x-queue-type": "stream", "x-max-length-bytes": 10_000_000}
-        channel.queue_declare("model_training", durable=True, auto_delete=False, arguments=arguments)
-        producer = connection.Producer(channel)
+        # A broker that has just started accepts connections before its streams have a leader.
+        until(lambda: _is_declared(connection), 60, "the stream")
+        producer = connection.Producer(connection.default_channel)
 
         def put(*bodies: bytes) -> None:
             for body in bodies:
@@ -314,6 +314,16 @@ def stream_producer(rabbit: RabbitServer) -> Iterator[Callable[..., None]]:
                                  content_encoding="utf-8")  # fmt: skip
 
         yield put
+
+
+def _is_declared(connection: Connection) -> bool:
+    arguments = {"x-queue-type": "stream", "x-max-length-bytes": 10_000_000}
+    with connection.channel() as channel:
+        try:
+            channel.queue_declare("model_training", durable=True, auto_delete=False, arguments=arguments)
+        except NotFound:
+            return False
+    return True
 
 
 def position(services: Services) -> int | None:

@@ -64,7 +64,7 @@ HARMLESS = {
     ),
     "two slashes": (f"GET //api/account HTTP/1.1\r\nHost: x\r\n{_AUTH}\r\n", 404),
     "a way up": (f"GET /static/../../../etc/passwd HTTP/1.1\r\nHost: x\r\n{_AUTH}\r\n", 404),
-    "a way up, encoded": (f"GET /static/..%2f..%2fetc%2fpasswd HTTP/1.1\r\nHost: x\r\n{_AUTH}\r\n", 422),
+    "a way up, encoded": (f"GET /static/..%2f..%2fetc%2fpasswd HTTP/1.1\r\nHost: x\r\n{_AUTH}\r\n", 404),
     "an answer in the address": (
         f"GET /api/account%0d%0aSet-Cookie:%20a=b HTTP/1.1\r\nHost: x\r\n{_AUTH}\r\n", 404,
     ),

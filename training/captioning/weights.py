@@ -4,9 +4,6 @@ import json
 import re
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
 from core.errors import BaseModelUnavailable
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
@@ -41,6 +38,10 @@ def locate(location: str) -> Path:
 
 
 def _from_hub(location: str) -> Path:
+    # Only images that train have the hub's client; every worker imports this module.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     if not _HUB_ID.match(location) or Path(location).is_absolute():
         raise BaseModelUnavailable(f"the captioner {location} does not exist: no such folder, and no hub id")
     try:

@@ -44,7 +44,7 @@ def described(lone_api: Api) -> Iterator[tuple[Any, There, dict[str, str]]]:
     job_id = lone_api.train(owner, images).json()["id"]
     service.cancel(lone_api.services, job_id)
     drawing_id = a_drawing(lone_api, a_ready_training(lone_api, owner))
-    there = {"trainings": job_id, "influencer": "rex", "imageId": images[0], "drawingId": drawing_id}
+    there = {"trainings": job_id, "operate": job_id, "influencer": "rex", "imageId": images[0], "drawingId": drawing_id}
     headers = {"Authorization": f"Bearer {secret}", "Imprint-Owner": "ada"}
     with served(lone_api, web_rate_per_s=1e6) as url:
         yield schemathesis.openapi.from_url(f"{url}/openapi.json"), there, headers
