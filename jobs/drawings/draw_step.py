@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
@@ -69,6 +70,7 @@ def draw(services: Services, drawing_id: str) -> None:
 
 def _draw_claimed(services: Services, drawing_id: str) -> bool:
     """Returns whether trainings waited for the drawing."""
+    import_module("training.backends.drawing")  # torch takes seconds: before the lease begins
     settings = services.settings
     with services.database.writing() as session:
         claimed = transitions.claim(session, drawing_id, worker_name(), settings.lease_s)

@@ -163,7 +163,8 @@ def _check_device(instance: Any, **_: Any) -> None:
         dropped = drawn if device_check.is_cpu(settings()) else [queues.DRAW + name for name in _trains_on.refused]
         for name in set(drawn) & set(dropped):
             taken.deselect(name)
-    if set(drawn) & set(taken.consume_from):
+    # A worker that only draws, on the CPU, imports torch for its first drawing: most of them never get one.
+    if set(drawn) & set(taken.consume_from) and (families or settings().device != "cpu"):
         import_module("training.backends.drawing")
 
 

@@ -24,7 +24,7 @@ from tests.site import ROOT, until
 
 UNITS = ROOT / "deploy" / "systemd"
 PAGE_STEPS = 1000
-STEPS = 500  # still at work when the update comes, on a busy machine too
+STEPS = 200  # still at work when the update comes: its first act, after a second, is to stop the units
 WAIT_S = 300  # limits of waits on a busy machine; on a quiet one none takes more than a few seconds
 
 # What a test's machine needs beside the settings of the installer.
@@ -139,6 +139,7 @@ def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None
     content = debian.do(typed(UPDATE))
     assert "handed over" in content
     debian.do("test -e /opt/imprint/NEWER")
+    debian.do("test -n \"$(ls /opt/imprint/tasks/__pycache__)\"")
     between = debian.journal()
     assert "Killing" not in between, "something had to be killed at its stop"
     assert "Failed with result" not in between
