@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Exempt what collection made from garbage collection: five thousand tests and torch cost each pass half a second."""
+    """Exempt what collection made from garbage collection: five thousand tests and torch cost half a second a pass."""
     gc.collect()
     gc.freeze()
 
