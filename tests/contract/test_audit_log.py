@@ -63,8 +63,12 @@ _ENDS = {  # of the last parts of a path that is not a GET
     "/drawings/{drawingId}/cancel": "drawing.cancelled", "/account/notices": "preferences.changed",
     "/operate/limits": "limit.changed", "PUT /api/operate/pauses/{scope}": "admission.paused",
     "DELETE /api/operate/pauses/{scope}": "admission.resumed", "/operate/approvals/{id}": "job.approved",
+    "/operators/jobs/{id}/cancel": "job.cancelled", "/operators/jobs/{id}/refund": "credits.refunded",
+    "/operators/owners/{owner}/grant": "credits.granted", "/operators/owners/{owner}/tokens": "token.created",
+    "/operators/tokens/{tokenId}/revoke": "token.revoked", "/operators/pauses": "admission.paused",
+    "/operators/pauses/end": "admission.resumed", "/operators/workers/drain": "worker.drained",
     "/operators/trainings/{id}/decide": "job.approved", "/operators/pictures/{sha256}/decide": "picture.accepted",
-    "/sign-in": "session.begun", "/sign-out": "session.ended",
+    "/sign-in": "session.begun", "/sign-in/{secret}": "session.begun", "/sign-out": "session.ended",
     "DELETE /api/account/sessions/{sessionId}": "session.ended",
     "/account/sessions/{sessionId}/end": "session.ended", "/account/sessions/end-others": "session.ended",
     "DELETE /api/account": "deletion.requested", "DELETE /api/deletions/{deletionId}": "deletion.undone",
@@ -74,7 +78,8 @@ _ENDS = {  # of the last parts of a path that is not a GET
     "/images/{imageId}/remove": "deletion.requested",
 }  # fmt: skip
 _QUIET_ENDS = (
-    "/settings", "/automatic", "/images", "/caption", "/captions", "/captions/undo", "/captions/{imageId}",
+    "/settings", "/recipe", "/recipe/preset", "/recipe/import",
+    "/automatic", "/images", "/caption", "/captions", "/captions/undo", "/captions/{imageId}",
     "/captions/all/replace", "/captions/all/prepend", "/captions/all/undo", "/captions/all/import", "/uncrop",
     "/crop", "/notes", "/dismiss",
     "PATCH /api/influencer/{id}/images/{imageId}",

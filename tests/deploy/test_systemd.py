@@ -139,7 +139,7 @@ def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None
     content = debian.do(typed(UPDATE))
     assert "handed over" in content
     debian.do("test -e /opt/imprint/NEWER")
-    debian.do("test -n \"$(ls /opt/imprint/tasks/__pycache__)\"")
+    debian.do('test -n "$(ls /opt/imprint/tasks/__pycache__)"')
     between = debian.journal()
     assert "Killing" not in between, "something had to be killed at its stop"
     assert "Failed with result" not in between

@@ -227,14 +227,14 @@ def start(
             "pictures or settings have changed. Reload the page, check the price, and start again."
         )
 
-    def ask() -> Response | None:
+    def ask(key: str | None = None) -> Response | None:
         action, fields = (
             f"/subjects/{segment(subject_id)}/train",
             {**sent, "credits_shown": credits_shown, "review": review},
         )
-        return ask_before_second(request, services, owner_id, subject_id, action, fields)
+        return ask_before_second(request, services, owner_id, subject_id, action, fields, key)
 
-    if not started and not beside and (question := ask()):
+    if not beside and (question := ask(page_key(key))):
         return question
     subject_settings.change(services, owner_id, subject_id, form.settings())
     asked = {**form.arguments(), "review": bool(review) or None}

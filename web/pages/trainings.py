@@ -157,12 +157,13 @@ def again(
     key: FormKey,
     beside: Annotated[str, Form(max_length=3)] = "",
 ) -> Response:
-    if not beside and not service.find_started(services, caller.owner_id, page_key(key)):
-        subject_id = service.get(services, job_id, caller.owner_id).subject_id
+    owner_id = caller.owner_id
+    if not beside:
+        subject_id = service.get(services, job_id, owner_id).subject_id
         action = f"/trainings/{job_id}/again"
-        if question := ask_before_second(request, services, caller.owner_id, subject_id, action, {}):
+        if question := ask_before_second(request, services, owner_id, subject_id, action, {}, page_key(key)):
             return question
-    view = service.retry(services, job_id, caller.owner_id, page_key(key))
+    view = service.retry(services, job_id, owner_id, page_key(key))
     return RedirectResponse(f"/trainings/{view.job_id}?notice=started", 303)
 
 
