@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
 
 from core.clock import utcnow
@@ -12,6 +13,7 @@ class ApiToken(SQLModel, table=True):
     """A bearer token of the HTTP API. Only its hash is stored."""
 
     __tablename__ = "api_token"
+    __table_args__ = (sa.Index("uq_api_token_link", "link_sha256", unique=True),)
 
     id: str = Field(primary_key=True)
     sha256: str = Field(unique=True)
@@ -22,7 +24,7 @@ class ApiToken(SQLModel, table=True):
     expires_at: datetime | None = Field(default=None, sa_column=time_column())
     revoked_at: datetime | None = Field(default=None, sa_column=time_column())
     # Of the link that signs in with this token once; None when it has been used.
-    link_sha256: str | None = Field(default=None, unique=True)
+    link_sha256: str | None = None
     link_expires_at: datetime | None = Field(default=None, sa_column=time_column())
 
 

@@ -40,7 +40,7 @@ def test_draw_compare_and_cancel(visitor: Visitor, job_id: str, shoot: Shoot) ->
     page.get_by_label("Strength").fill("0.8")
     expect(page.locator("output")).to_have_text("0.8")
     page.get_by_role("textbox", name="Seed").fill("7")
-    page.get_by_label("Pictures").select_option("2")
+    page.get_by_label("Pictures", exact=True).select_option("2")
     page.get_by_label("Without the LoRA too").check()
     expect(page.locator("#price")).to_contain_text("64 by 64 pixels, 25 steps each")
     page.get_by_role("button", name="Draw", exact=True).click()
@@ -62,7 +62,7 @@ def test_draw_compare_and_cancel(visitor: Visitor, job_id: str, shoot: Shoot) ->
 
     # What was typed stays, and the same form draws again: another drawing, not the same request once more.
     expect(page.get_by_label("What to draw")).to_have_value("on a beach")
-    page.get_by_label("Pictures").select_option("1")
+    page.get_by_label("Pictures", exact=True).select_option("1")
     page.get_by_label("Without the LoRA too").uncheck()
     page.get_by_label("What to draw").fill("in the snow, imp")
     page.get_by_role("button", name="Draw", exact=True).click()

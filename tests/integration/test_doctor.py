@@ -54,7 +54,7 @@ def test_a_running_site_is_healthy(base_model: Path, tmp_path: Path) -> None:
             assert site.stop("io") == 0
             done = site.imprint("doctor", check=False)
             assert done.returncode == 1
-            assert "todo  workers: no worker takes from io, cpu, sweep, fetch, notices" in done.stdout
+            assert "todo  workers: no worker takes from io.finish, io, cpu, sweep, fetch, notices" in done.stdout
             assert "ok    broker: redis://" in done.stdout
         finally:
             site.end()
