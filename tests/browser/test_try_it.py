@@ -91,7 +91,7 @@ def test_draw_compare_and_cancel(visitor: Visitor, job_id: str, shoot: Shoot) ->
 
     page.goto("/account")
     expect(page.get_by_role("region", name="Entries")).to_contain_text("Charged for a drawing")
-    page.get_by_role("link", name=re.compile("^draw_")).first.click()
+    page.get_by_role("link", name=re.compile("^drawing draw_")).first.click()
     page.wait_for_url(re.compile(f"/trainings/{job_id}#draw_"))
 
 
