@@ -1,7 +1,7 @@
 """The decision: which waiting job of a queue is admitted next. docs/adr/0009-admission.md has the reasons.
 
-One statement admits one job, or none if the window is full or no job may start. All work is in the database, and
-linear in the owners that wait, not in their jobs.
+One statement admits one job, or none if the window is full or no job may start. All work is in the database. It is
+linear in the jobs in flight, and if the window has room, in the owners that wait, but not in their jobs.
 """
 
 import math
@@ -75,6 +75,9 @@ pairs (priority, owner_id) AS (
     SELECT p.priority, (SELECT min(j.owner_id) FROM training_job j
         WHERE j.queue = :queue AND j.priority = p.priority AND {_WAITING})
     FROM (SELECT 0 AS priority UNION ALL SELECT 1 UNION ALL SELECT 2) p
+    -- Implied by `best`. While the window is full, as it mostly is, nothing below looks at the owners that wait.
+    WHERE EXISTS (SELECT 1 FROM load CROSS JOIN room WHERE load.training + load.owners < room.places)
+        AND NOT EXISTS (SELECT 1 FROM admission_pause WHERE scope IN ('all', 'queue:' || :queue))
     UNION ALL
     SELECT pairs.priority, (SELECT min(j.owner_id) FROM training_job j
         WHERE j.queue = :queue AND j.priority = pairs.priority AND j.owner_id > pairs.owner_id AND {_WAITING})
@@ -102,7 +105,6 @@ best AS (
     WHERE ((load.training + load.fresh < room.places AND c.here < 2 * room.places)
             OR (c.here = 0 AND load.training + load.owners < room.places))
         AND c.jobs < coalesce((SELECT value FROM limits l WHERE l.owner_id = c.owner_id), :most_running)
-        AND NOT EXISTS (SELECT 1 FROM paused WHERE scope IN ('all', 'queue:' || :queue))
     ORDER BY
         c.priority + CASE WHEN c.created_at < :twice AND coalesce(c.last_at, 0) < :twice_s THEN 2
             WHEN c.created_at < :once AND coalesce(c.last_at, 0) < :once_s THEN 1 ELSE 0 END DESC,
