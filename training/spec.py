@@ -243,6 +243,11 @@ class TrainSpec(NumbersAreNotBools):
         return fields | {name: group for name, group in groups.items() if group}
 
     @property
+    def subject(self) -> str:
+        """The words for the subject in a prompt: trigger word and class word."""
+        return " ".join(f"{self.trigger_word} {self.class_word}".split())
+
+    @property
     def learnt(self) -> Learns:
         """What the LoRA learns, as asked, or by the class word."""
         words = set(self.class_word.lower().split())

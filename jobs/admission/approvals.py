@@ -98,9 +98,8 @@ def expire(services: Services, limit: int = 100) -> int:
 
 def _expire(services: Services, job_id: str) -> bool:
     with services.database.writing() as session:
-        job = session.exec(select(Job).where(Job.id == job_id, *_held()).with_for_update()).one_or_none()
         days = services.settings.approval_days
-        return job is not None and transitions.fail(
+        return _locked(session, job_id) is not None and transitions.fail(
             session, job_id, NotApproved(f"no operator approved the training within {days} days")
         )
 
@@ -110,8 +109,12 @@ def _held() -> tuple[sa.ColumnElement[bool], ...]:
     return col(Job.queue) == HELD, col(Job.status).in_(ACTIVE), col(Job.admitted_at).is_(None)
 
 
+def _locked(session: Session, job_id: str) -> Job | None:
+    return session.exec(select(Job).where(Job.id == job_id, *_held()).with_for_update()).one_or_none()
+
+
 def _lock(session: Session, job_id: str) -> Job:
-    job = session.exec(select(Job).where(Job.id == job_id, *_held()).with_for_update()).one_or_none()
+    job = _locked(session, job_id)
     if job is None:
         raise NotFound(f"no job {job_id} waits for an approval; see: imprint approvals")
     return job

@@ -9,7 +9,7 @@ from sqlmodel import Session, col, select
 from core.brokers.queues import TRAIN
 from core.clock import utcnow
 from jobs.admission.decide import ALIVE_S
-from jobs.admission.queues import REMOTE
+from jobs.admission.queues import REMOTE, queue_of
 from jobs.services import Services
 from jobs.view import JobView
 from storage.tables.admission import AdmissionPause, TrainingWorker
@@ -48,23 +48,25 @@ def live_bases(services: Services) -> LiveBases:
 
 def live_devices(session: Session, queue: str) -> list[str]:
     """The names of the devices that train the jobs of a queue now."""
-    return sorted({row.device for row in _live(session) if row.queue == queue and row.device})
+    return sorted({row.device for row in _live(session, queue) if row.device})
 
 
-def _live(session: Session) -> Sequence[TrainingWorker]:
+def _live(session: Session, queue: str | None = None) -> Sequence[TrainingWorker]:
+    """The live workers of every queue, or of one."""
     is_live = col(TrainingWorker.seen_at) > utcnow() - timedelta(seconds=ALIVE_S)
-    return session.exec(select(TrainingWorker).where(is_live, ~col(TrainingWorker.draining))).all()
+    query = select(TrainingWorker).where(is_live, ~col(TrainingWorker.draining))
+    return session.exec(query if queue is None else query.where(TrainingWorker.queue == queue)).all()
 
 
 def why_it_waits(services: Services, view: JobView) -> str:
     """Why a job that waits for its turn does not start, in a sentence; empty if others are simply before it."""
     if view.awaits_approval:
         return "The training waits for the approval of an operator."
-    queue = f"{TRAIN}{view.spec.family}" if view.spec.backend == "local" else REMOTE
+    queue = queue_of(view.spec)
     scopes = ("all", f"queue:{queue}", f"family:{view.spec.family}")
     with services.database.reading() as session:
         pause = session.exec(select(AdmissionPause).where(col(AdmissionPause.scope).in_(scopes)).limit(1)).first()
-        workers = [row for row in _live(session) if row.queue == queue]
+        workers = _live(session, queue)
     if pause is not None:
         return f"The operator has paused new trainings{f': {pause.reason}' if pause.reason else ''}."
     if queue != REMOTE and not workers:

@@ -3,6 +3,7 @@
 import sqlalchemy as sa
 from sqlmodel import col
 
+from core.brokers.queues import TRAIN
 from storage.tables.jobs import ACTIVE, Job
 from training.families.registry import trained_here
 from training.memory_plan import padded
@@ -10,12 +11,12 @@ from training.spec import TrainSpec
 
 HELD = "held"  # not a queue of Celery either, and not one of QUEUES: these jobs wait for an approval
 REMOTE = "remote"  # not a queue of Celery: jobs of remote backends share one window
-QUEUES = (*(f"train.{family}" for family in trained_here()), REMOTE)
+QUEUES = (*(f"{TRAIN}{family}" for family in trained_here()), REMOTE)
 
 
 def queue_of(spec: TrainSpec) -> str:
     """The queue whose window a job takes a place of."""
-    return f"train.{spec.family}" if spec.backend == "local" else REMOTE
+    return f"{TRAIN}{spec.family}" if spec.backend == "local" else REMOTE
 
 
 def shape_of(spec: TrainSpec) -> str:

@@ -6,6 +6,7 @@ from datetime import timedelta
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
+from core.brokers.queues import TRAIN
 from core.clock import utcnow
 from core.errors import NotFound, SpecInvalid
 from core.settings import Settings
@@ -113,7 +114,7 @@ def forget_dead(services: Services) -> None:
 
 
 def _queue(base_model: str) -> str:
-    return f"train.{BASE_MODELS[base_model].family}" if base_model in BASE_MODELS else ""
+    return f"{TRAIN}{BASE_MODELS[base_model].family}" if base_model in BASE_MODELS else ""
 
 
 def _rows(session: Session, worker: str) -> Sequence[TrainingWorker]:

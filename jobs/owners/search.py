@@ -81,7 +81,6 @@ class JobHistory:
     log: list[AuditView]
     runs: list[RemoteRunView]
     letters: list[DeadLetter]
-    charged: int  # credits that can still be refunded
 
 
 def job_history(services: Services, job_id: str) -> JobHistory:
@@ -95,7 +94,6 @@ def job_history(services: Services, job_id: str) -> JobHistory:
         audit_log.list_entries(services, job_id=job_id),
         list_runs(services, job_id),
         letters,
-        view.credits.charged,
     )
 
 

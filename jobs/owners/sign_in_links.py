@@ -1,6 +1,5 @@
 """Links that sign in to the page once, without a token to paste."""
 
-import hashlib
 import secrets
 from datetime import timedelta
 
@@ -31,7 +30,7 @@ def create(services: Services, owner_id: str) -> str:
         session.connection().execute(
             sa.update(ApiToken).where(*is_unused).values(link_sha256=None, revoked_at=utcnow())
         )
-        values = {"link_sha256": _hash(secret), "link_expires_at": utcnow() + LASTS}
+        values = {"link_sha256": tokens.hash_of(secret), "link_expires_at": utcnow() + LASTS}
         session.connection().execute(sa.update(ApiToken).where(col(ApiToken.id) == token.id).values(**values))
     return secret
 
@@ -53,11 +52,7 @@ def redeem(services: Services, secret: str) -> Token | None:
 
 def _is_valid(secret: str) -> tuple[sa.ColumnElement[bool], ...]:
     return (
-        col(ApiToken.link_sha256) == _hash(secret),
+        col(ApiToken.link_sha256) == tokens.hash_of(secret),
         col(ApiToken.link_expires_at) > utcnow(),
         col(ApiToken.revoked_at).is_(None),
     )
-
-
-def _hash(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()

@@ -71,7 +71,7 @@ def create(
     secret = _PREFIX + secrets.token_urlsafe(_BYTES)
     row = ApiToken(
         id=new_id("token"),
-        sha256=_hash(secret),
+        sha256=hash_of(secret),
         name=name.strip(),
         owner_id=owner_id,
         scopes=" ".join(scope for scope in SCOPES if scope in scopes),
@@ -87,7 +87,7 @@ def authenticate(services: Services, secret: str) -> Token | None:
     """The token with this secret; None if it is unknown, expired or revoked."""
     if not secret.startswith(_PREFIX) or len(secret) > 100 or not secret.isascii():
         return None
-    digest = _hash(secret)
+    digest = hash_of(secret)
     with services.database.reading() as session:
         row = session.exec(select(ApiToken).where(ApiToken.sha256 == digest)).one_or_none()
     # The index compares hashes, which reveal nothing about a secret; this comparison takes constant time.
@@ -141,5 +141,6 @@ def token_of(row: ApiToken) -> Token:
     return Token(**kept | {"scopes": tuple(row.scopes.split())})
 
 
-def _hash(secret: str) -> str:
+def hash_of(secret: str) -> str:
+    """What is stored of a secret."""
     return hashlib.sha256(secret.encode()).hexdigest()

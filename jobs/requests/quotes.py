@@ -7,11 +7,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
-from core.brokers.queues import TRAIN
 from core.settings import Settings
 from credits import ledger
 from credits.price import price_of_part, price_per_step
 from jobs.admission.live import live_devices
+from jobs.admission.queues import queue_of
 from jobs.requests import training_request
 from jobs.requests.prices import credits_for, rate_of
 from jobs.services import Services
@@ -81,7 +81,7 @@ def _measured(session: Session, spec: TrainSpec) -> float | None:
 
     Without a live worker, and for remote servers, of the newest ones on whatever they were trained.
     """
-    devices = live_devices(session, f"{TRAIN}{spec.family}") if spec.backend == "local" else ()
+    devices = live_devices(session, queue_of(spec)) if spec.backend == "local" else ()
     found = [rate for device in devices if (rate := _median(session, spec, col(Job.device) == device)) is not None]
     if found:
         return max(found)

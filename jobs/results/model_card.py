@@ -1,6 +1,7 @@
 """The model card of a LoRA: a Markdown page with the fields that Hugging Face reads, for the folder of the file."""
 
 import json
+import re
 from typing import Any
 
 from sqlmodel import col, func, select
@@ -81,7 +82,7 @@ def _training(view: JobView, captioned: int) -> str:
     if view.validation_loss is not None:
         rows.append(("loss on held-out pictures", f"{view.validation_loss:.4f}"))
     rows += [(_label(option), option.shown) for option in options_of(view.spec) if _is_shown(option)]
-    lines = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows)
+    lines = "\n".join(f"| {_line(name)} | {_line(value)} |" for name, value in rows)
     ended = f", {view.finished_at:%Y-%m-%d}" if view.finished_at else ""
     return f"## Training\n\nMade with Imprint {own_version()}{ended}.\n\n| | |\n| --- | --- |\n{lines}"
 
@@ -112,14 +113,6 @@ def _line(text: str) -> str:
 def _code(text: str) -> str:
     """A text as code, whatever is in it."""
     flat = " ".join(text.split())
-    fence = "`" * (1 + max((len(run) for run in _runs(flat)), default=0))
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", flat)), default=0))
     pad = " " if "`" in flat else ""
     return f"{fence}{pad}{flat}{pad}{fence}"
-
-
-def _runs(text: str) -> list[str]:
-    return [run for run in "".join(letter if letter == "`" else " " for letter in text).split(" ") if run]
-
-
-def _cell(text: str) -> str:
-    return _line(text)

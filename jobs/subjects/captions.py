@@ -167,10 +167,8 @@ def _lock(session: Session, owner_id: str, subject_id: str) -> None:
 
 
 def _pictures(session: Session, owner_id: str, subject_id: str) -> list[StoredPicture]:
-    order = (col(StoredPicture.created_at), col(StoredPicture.id))
-    return list(
-        session.exec(select(StoredPicture).where(*subject_pictures.belongs_to(owner_id, subject_id)).order_by(*order))
-    )
+    belong = subject_pictures.belongs_to(owner_id, subject_id)
+    return list(session.exec(select(StoredPicture).where(*belong).order_by(*subject_pictures.OLDEST_FIRST)))
 
 
 def _changes(owner_id: str, subject_id: str) -> SelectOfScalar[CaptionChange]:

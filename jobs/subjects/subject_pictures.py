@@ -206,8 +206,9 @@ def frame_of(spec: TrainSpec) -> Frame:
 def with_masks(services: Services, owner_id: str, subject_id: str, images: Sequence[Any]) -> list[Any]:
     """The pictures of a request, each id with the subject's newest mask of the same name, if there is one."""
     with services.database.reading() as session:
-        order = (col(StoredPicture.created_at), col(StoredPicture.id))
-        masks = session.exec(select(StoredPicture).where(*belongs_to(owner_id, subject_id, True)).order_by(*order))
+        masks = session.exec(
+            select(StoredPicture).where(*belongs_to(owner_id, subject_id, True)).order_by(*OLDEST_FIRST)
+        )
         by_name = {compared_stem(mask.name): mask.id for mask in masks if mask.name}
         pictures = session.exec(select(StoredPicture).where(*belongs_to(owner_id, subject_id)))
         found = {one.id: by_name.get(compared_stem(one.name)) for one in pictures if one.name}
@@ -239,12 +240,14 @@ def get_row(
     return picture
 
 
-_ORDER = (col(StoredPicture.created_at), col(StoredPicture.id))
+OLDEST_FIRST = (col(StoredPicture.created_at), col(StoredPicture.id))
 
 
 def _judged(session: Session, owner_id: str, subject_id: str, frame: Frame) -> list[tuple[StoredPicture, Verdict]]:
     """Each picture with its verdict. Of near-duplicates the first is good, as in the dataset step."""
-    pictures = session.exec(select(StoredPicture).where(*belongs_to(owner_id, subject_id)).order_by(*_ORDER)).all()
+    pictures = session.exec(
+        select(StoredPicture).where(*belongs_to(owner_id, subject_id)).order_by(*OLDEST_FIRST)
+    ).all()
     judged = [(picture, judge(picture.report or StoredReport(), frame, picture.crop)) for picture in pictures]
     good = [(picture, verdict) for picture, verdict in judged if not verdict.faults and picture.report]
     for index in near_duplicates([picture.report or StoredReport() for picture, _ in good]):
@@ -257,7 +260,7 @@ def _judged_some(
 ) -> list[tuple[StoredPicture, Verdict]]:
     """What `_judged` says of these pictures. Of the others, only those that they look like are judged."""
     texts = (sa.type_coerce(column, sa.String) for column in (col(StoredPicture.report), col(StoredPicture.crop)))
-    query = sa.select(col(StoredPicture.id), *texts).where(*belongs_to(owner_id, subject_id)).order_by(*_ORDER)
+    query = sa.select(col(StoredPicture.id), *texts).where(*belongs_to(owner_id, subject_id)).order_by(*OLDEST_FIRST)
     rows = session.execute(query).all()
     measured = [_Measured(*(json.loads(text) if text else None for text in row[1:])) for row in rows]
     repeats = Repeats(measured, lambda index: not measured[index].judge(frame).faults)

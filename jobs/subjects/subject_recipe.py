@@ -11,9 +11,8 @@ from pydantic import ValidationError
 from sqlmodel import Session, col, select
 
 from core.errors import SpecInvalid
-from jobs.requests import training_request
+from jobs.requests import recipe_options, training_request
 from storage.tables.jobs import Subject
-from training.families.registry import BASE_MODELS
 from training.spec import GROUPS, TrainSpec
 
 # A subject has settings of its own for these, and its base model has a short name, which has a family.
@@ -54,8 +53,7 @@ def of_spec(spec: TrainSpec) -> dict[str, Any]:
 
     The seed is not part of it: the next training draws its own.
     """
-    family = {} if spec.base_model in BASE_MODELS else {"family": spec.family}
-    usual = TrainSpec.model_validate({"base_model": spec.base_model, "trigger_word": "x", "seed": 0, **family})
+    usual = recipe_options.defaults(spec.base_model, spec.family)
     full = spec.model_dump(mode="json")
     plain = {
         name: full[name] for name in RECIPE if name not in (*GROUPS, "seed") and full[name] != getattr(usual, name)

@@ -42,6 +42,5 @@ class Prompt:
 
 def prompt_for(spec: TrainSpec, captioner: str) -> Prompt:
     """The prompt for the captions of a training."""
-    subject = " ".join(f"{spec.trigger_word} {spec.class_word}".split())
-    about = _ABOUT[spec.learnt].format(subject=subject)
+    about = _ABOUT[spec.learnt].format(subject=spec.subject)
     return Prompt(captioner, spec.learnt, f"{_COMMON} {about}")

@@ -62,7 +62,7 @@ def _without_style(spec: TrainSpec, text: str) -> str:
     text = _OF_MEDIUM.sub("", text)
     for words in _STYLE:
         text = words.sub("", text)
-    return f"{_subject(spec)}, {_tidy(text)}"
+    return f"{spec.subject}, {_tidy(text)}"
 
 
 def _without_subject(spec: TrainSpec, text: str) -> str:
@@ -72,11 +72,11 @@ def _without_subject(spec: TrainSpec, text: str) -> str:
         _PHRASE.format(article=_ARTICLE, not_one=_NOT_AN_ADJECTIVE, heads="|".join(map(re.escape, _heads(spec)))),
         re.IGNORECASE,
     )
-    text, count = phrase.subn(lambda _: _subject(spec), text, count=1)
+    text, count = phrase.subn(lambda _: spec.subject, text, count=1)
     if spec.learnt == "character":
         text = _FEATURES.sub("", text)
     text = _tidy(text)
-    return text if count else f"{_subject(spec)}, {text}"
+    return text if count else f"{spec.subject}, {text}"
 
 
 def _heads(spec: TrainSpec) -> list[str]:
@@ -84,10 +84,6 @@ def _heads(spec: TrainSpec) -> list[str]:
     words = spec.class_word.lower().split()
     found = [spec.class_word.lower(), words[-1]] if words else []
     return [*dict.fromkeys(found), *(sorted(PERSON_WORDS) if spec.learnt == "character" else ())]
-
-
-def _subject(spec: TrainSpec) -> str:
-    return " ".join(f"{spec.trigger_word} {spec.class_word}".split())
 
 
 def _tidy(text: str) -> str:

@@ -91,7 +91,7 @@ def caption_for(spec: TrainSpec, given: str | None) -> str:
     """
     text = " ".join(unicodedata.normalize("NFC", given or "").split())
     if not text:
-        return " ".join(f"a photo of {spec.trigger_word} {spec.class_word}".split())
+        return f"a photo of {spec.subject}"
     return text if find_trigger(spec, text) else with_trigger(spec, text)
 
 

@@ -92,8 +92,6 @@ class LoraNames:
     modules: re.Pattern[str] | None = None  # diffusers' names in the denoiser; None: those of a UNet
     # Names of the family's own code with diffusers' names, as arguments of `re.sub`. A fused module has several.
     original: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    # The shares of the rows of a fused module's parts, by its pattern in `original`, if they differ.
-    ratios: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     # Whether the kohya and comfyui forms have the names of the family's own code.
     is_fused: bool = False
     words: tuple[str, ...] = ()  # of names that were written with underscores only

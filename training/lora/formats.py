@@ -16,7 +16,7 @@ from training.families.registry import FAMILIES
 from training.lora import file as lora_file
 from training.lora import soundness
 from training.lora.fusing import fused
-from training.lora.names import of_original, ratios_of
+from training.lora.names import of_original
 from training.lora.reading import ADAPTER, Module, ParsedLora
 from training.lora.safetensor import Tensor, pack, tensor
 from training.lora.suffixes import ALPHA, DORA_SCALE
@@ -66,17 +66,14 @@ def refuse_other(lora: ParsedLora) -> None:
 def _split(module: Module) -> list[Module]:
     """A fused module (query, key and value in one) as several with the same down matrix; others as they are."""
     name = module.name.module
-    names, ratios = of_original(name) or (), ratios_of(name)
+    names = of_original(name) or ()
     if len(names) < 2:
         return [module]
-    unit, rest = divmod(module.up.shape[0], sum(ratios))
-    if rest:
-        sizes = "of one size" if len(set(ratios)) == 1 else f"in the ratio {':'.join(map(str, ratios))}"
-        raise LoraInvalid(f"{name} has {module.up.shape[0]} outputs, which are no {len(names)} matrices {sizes}")
-    ends = np.cumsum(ratios)[:-1] * unit
+    if module.up.shape[0] % len(names):
+        raise LoraInvalid(f"{name} has {module.up.shape[0]} outputs, which are no {len(names)} matrices of one size")
 
     def share(part: Tensor, number: int) -> Tensor:
-        return Tensor(part.kind, np.split(part.elements, ends)[number])
+        return Tensor(part.kind, np.split(part.elements, len(names))[number])
 
     made = []
     for number, own in enumerate(names):

@@ -139,15 +139,6 @@ def of_original(module: str) -> tuple[str, ...] | None:
     return None
 
 
-def ratios_of(module: str) -> tuple[int, ...]:
-    """The shares of the rows of a fused module's parts, (1,) for any other module."""
-    for name in FAMILIES.values():
-        for pattern, modules in name.lora.original:
-            if re.fullmatch(pattern, module) is not None:
-                return name.lora.ratios.get(pattern, (1,) * len(modules))
-    return (1,)
-
-
 def _dotted(text: str) -> str | None:
     """Restore the dots of `down_blocks_0_attentions_1_proj_in`; None if a word is unknown."""
     words, place, word = [], 0, _known().word

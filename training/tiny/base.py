@@ -9,9 +9,7 @@ the same weights.
 import argparse
 import logging
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +29,7 @@ from transformers import (
     Qwen3Model,
 )
 
+from training.tiny.folder import make_once
 from training.tiny.words import QWEN_MARKS, clip_vocabulary, qwen_vocabulary
 
 lib: Any = diffusers  # mypy does not see its classes
@@ -48,27 +47,11 @@ def make(out: Path, family: str = "sd15", seed: int = 0, *, prediction: str = "e
 
     prediction: epsilon or v_prediction, for sd15 and sdxl.
     """
-    out = Path(out)
-    if (out / _DONE).is_file():
-        return out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        # Models take random weights from torch's global generator: fork it to leave the caller's unchanged.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            _MAKERS[family](prediction).save_pretrained(temporary, safe_serialization=True)
-        # safetensors makes files readable only for their owner, but workers may run as another user.
-        for path in [temporary, *temporary.rglob("*")]:
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        try:
-            temporary.rename(out)
-        except OSError:
-            if not (out / _DONE).is_file():  # else another process has created the same model
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return out
+
+    def write(folder: Path) -> None:
+        _MAKERS[family](prediction).save_pretrained(folder, safe_serialization=True)
+
+    return make_once(Path(out), _DONE, seed, write)
 
 
 def _vae(channels: int, scaling: float, shift: float = 0.0, **more: Any) -> Any:

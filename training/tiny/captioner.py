@@ -8,15 +8,14 @@ with it: the real code on real modules, in a tenth of a second.
 
 import argparse
 import json
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from transformers import Florence2Config, Florence2ForConditionalGeneration, GenerationConfig, RobertaTokenizer
 
+from training.tiny.folder import make_once
 from training.tiny.words import WORDS, qwen_vocabulary
 
 _MARKS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "<image>")
@@ -25,25 +24,7 @@ _SIDE, _TOKENS = 64, 5  # 2 x 2 places, and one for the mean
 
 def make(out: Path, seed: int = 0) -> Path:
     """Create a tiny captioner at `out`, atomically, unless it exists; returns `out`."""
-    out = Path(out)
-    if (out / "preprocessor_config.json").is_file():
-        return out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            _write(temporary)
-        for path in [temporary, *temporary.rglob("*")]:
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        try:
-            temporary.rename(out)
-        except OSError:
-            if not (out / "preprocessor_config.json").is_file():  # else another process has created the same one
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return out
+    return make_once(Path(out), "preprocessor_config.json", seed, _write)
 
 
 def _write(folder: Path) -> None:

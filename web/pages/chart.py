@@ -1,6 +1,6 @@
 """The loss curve as SVG, and as text for people who cannot see it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log10, sqrt
 from statistics import fmean, variance
@@ -39,21 +39,12 @@ def loss_curve(losses: Sequence[Point]) -> Chart | None:
         return None
     smooth = _smoothed(losses)
     kept = _thinned(losses)
-    top = max(loss for _, loss in kept) or 1.0
-    step = _round_step(top / 4)
-    highest = step * ceil(top / step)
-    last = max(1, losses[-1][0])
-
-    def place(point: Point) -> str:
-        x = _LEFT + (WIDTH - _LEFT - _RIGHT) * point[0] / last
-        return f"{x:.1f},{_y(point[1], highest):.1f}"
-
-    along = max(1, int(_round_step(last / 5)))
+    axes = _Axes.around(kept, last=losses[-1][0])
     return Chart(
-        raw=" ".join(map(place, kept)),
-        smooth=" ".join(map(place, _thinned(smooth))),
-        across=[Tick(_LEFT + (WIDTH - _LEFT - _RIGHT) * at / last, str(at)) for at in range(0, last + 1, along)],
-        up=[Tick(_y(step * at, highest), f"{step * at:.3g}") for at in range(round(highest / step) + 1)],
+        raw=axes.line(kept),
+        smooth=axes.line(_thinned(smooth)),
+        across=axes.across,
+        up=axes.up,
         words=_words(losses),
         rows=[smooth[round(at * (len(smooth) - 1) / (_ROWS - 1))] for at in range(min(_ROWS, len(smooth)))]
         if len(smooth) >= _ROWS
@@ -61,8 +52,39 @@ def loss_curve(losses: Sequence[Point]) -> Chart | None:
     )
 
 
-def _y(loss: float, highest: float) -> float:
-    return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * loss / highest
+@dataclass(frozen=True)
+class _Axes:
+    """Steps from 0 to `last` across, and losses from 0 to `highest` up, with a line of the grid at every `step`."""
+
+    last: int
+    step: float
+    highest: float
+
+    @classmethod
+    def around(cls, points: Sequence[Point], last: int) -> "_Axes":
+        top = max(loss for _, loss in points) or 1.0
+        step = _round_step(top / 4)
+        return cls(max(1, last), step, step * ceil(top / step))
+
+    def line(self, points: Iterable[Point]) -> str:
+        """The points of a polyline."""
+        return " ".join(f"{self._x(at):.1f},{self._y(loss):.1f}" for at, loss in points)
+
+    @property
+    def across(self) -> list[Tick]:
+        along = max(1, int(_round_step(self.last / 5)))
+        return [Tick(self._x(at), str(at)) for at in range(0, self.last + 1, along)]
+
+    @property
+    def up(self) -> list[Tick]:
+        losses = (self.step * at for at in range(round(self.highest / self.step) + 1))
+        return [Tick(self._y(loss), f"{loss:.3g}") for loss in losses]
+
+    def _x(self, step: int) -> float:
+        return _LEFT + (WIDTH - _LEFT - _RIGHT) * step / self.last
+
+    def _y(self, loss: float) -> float:
+        return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * loss / self.highest
 
 
 def _smoothed(losses: Sequence[Point]) -> list[Point]:
@@ -127,18 +149,6 @@ def loss_curves(before: Sequence[Point], after: Sequence[Point]) -> TwoCurves | 
     points = [point for curve in curves for point in curve]
     if not points:
         return None
-    step = _round_step((max(loss for _, loss in points) or 1.0) / 4)
-    highest = step * ceil(max(loss for _, loss in points) / step) or step
-    last = max(1, *(at for at, _ in points))
-    width = WIDTH - _LEFT - _RIGHT
-
-    def line(curve: Sequence[Point]) -> str:
-        return " ".join(f"{_LEFT + width * at / last:.1f},{_y(loss, highest):.1f}" for at, loss in _thinned(curve))
-
-    along = max(1, int(_round_step(last / 5)))
-    return TwoCurves(
-        before=line(curves[0]) if curves[0] else "",
-        after=line(curves[1]) if curves[1] else "",
-        across=[Tick(_LEFT + width * at / last, str(at)) for at in range(0, last + 1, along)],
-        up=[Tick(_y(step * at, highest), f"{step * at:.3g}") for at in range(round(highest / step) + 1)],
-    )
+    axes = _Axes.around(points, last=max(at for at, _ in points))
+    lines = [axes.line(_thinned(curve)) if curve else "" for curve in curves]
+    return TwoCurves(before=lines[0], after=lines[1], across=axes.across, up=axes.up)

@@ -6,7 +6,6 @@ from fastapi import APIRouter, Query, Request, Response
 
 from jobs import previews, service
 from jobs.results import comparison
-from jobs.services import Services
 from web.auth import ServicesDep
 from web.pages.chart import loss_curves
 from web.pages.render import render
@@ -39,7 +38,7 @@ def compare(
         "compare.html",
         found=found,
         chart=loss_curves(curves[0], curves[1]),
-        samples=_pairs(*(_grid(services, view.job_id, owner_id) for view in pair)),
+        samples=_pairs(*(grid_of(view, previews.names(services, view.job_id, owner_id)) for view in pair)),
         prompt=prompt,
         others=[
             view
@@ -47,10 +46,6 @@ def compare(
             if view.job_id != job_id
         ],
     )
-
-
-def _grid(services: Services, job_id: str, owner_id: str) -> SampleGrid:
-    return grid_of(service.get(services, job_id, owner_id), previews.names(services, job_id, owner_id))
 
 
 def _pairs(before: SampleGrid, after: SampleGrid) -> list[tuple[str, str, str]]:

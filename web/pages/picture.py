@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
-from jobs.subjects import crops, subject_pictures, subject_settings
+from jobs.subjects import captions, crops, subject_pictures, subject_settings
 from web.auth import ServicesDep
 from web.files import picture_response
 from web.pages.render import render, segment
@@ -22,7 +22,7 @@ def editor(
     request: Request, services: ServicesDep, caller: PageReaderDep, subject_id: SubjectId, picture_id: PictureId
 ) -> Response:
     picture = subject_pictures.get(services, caller.owner_id, subject_id, picture_id)
-    ids = [one.id for one in subject_pictures.list_pictures(services, caller.owner_id, subject_id)]
+    ids = [one.picture_id for one in captions.list_captions(services, caller.owner_id, subject_id)]
     at = ids.index(picture_id)
     return render(
         request,

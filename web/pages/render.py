@@ -88,8 +88,8 @@ def render(request: Request, template: str, status: int = 200, /, **values: Any)
     """The response for a page."""
     session = getattr(request.state, "session", None)
     named = request.query_params.get("notice", "")
-    told = {"notice": _NOTICES.get(named, ""), "notice_is_bad": named in _BAD}
-    text = _templates().get_template(template).render(session=session, path=request.url.path, **told, **values)
+    notice = {"notice": _NOTICES.get(named, ""), "notice_is_bad": named in _BAD}
+    text = _templates().get_template(template).render(session=session, path=request.url.path, **notice, **values)
     return HTMLResponse(text, status, HEADERS)
 
 

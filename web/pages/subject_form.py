@@ -1,6 +1,6 @@
 """The form that starts a training of a subject: where its values come from, what it costs, and why it cannot start."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from core.errors import SpecInvalid
-from jobs.admission.live import live_bases
+from jobs.admission.live import LiveBases, live_bases
 from jobs.requests import quotes
 from jobs.requests.quotes import Quote
 from jobs.services import Services
@@ -166,8 +166,7 @@ class BaseChoice:
 def bases(services: Services, owner_id: str, form: TrainForm, good: list[str]) -> list[BaseChoice]:
     """The base models to choose from; first those that a worker can train."""
     made = []
-    live = live_bases(services)
-    is_local = form.others.get("backend", "local") == "local"
+    live = _live(services, form)
     settings = services.settings
     has_servers = settings.ai_toolkit_url is not None or settings.runpod_api_key is not None
     for name, base in BASE_MODELS.items():
@@ -176,9 +175,21 @@ def bases(services: Services, owner_id: str, form: TrainForm, good: list[str]) -
             continue
         of_base = replace(form, base_model=name)
         quote, _ = quoted(services, owner_id, of_base, good)
-        where = live.where(name) if is_local else "unknown"
-        made.append(BaseChoice(name, base.title, base.about, frame_of(of_base).resolution, quote, where))
+        made.append(BaseChoice(name, base.title, base.about, frame_of(of_base).resolution, quote, live.where(name)))
     return sorted(made, key=lambda one: one.where == "nowhere")
+
+
+def where_is(services: Services, form: TrainForm) -> str:
+    """What the workers say of the form's base model, as in `BaseChoice`."""
+    base = BASE_MODELS.get(form.base_model)
+    if base is None or base.family in services.settings.disabled_families:
+        return "unknown"
+    return _live(services, form).where(base.name)
+
+
+def _live(services: Services, form: TrainForm) -> LiveBases:
+    """What the workers have, if one of them will train the form's recipe; else nothing is known."""
+    return live_bases(services) if form.others.get("backend", "local") == "local" else LiveBases()
 
 
 def usable_base(services: Services) -> str:
@@ -188,12 +199,12 @@ def usable_base(services: Services) -> str:
     return next((name for name in names if live.where(name) == "here"), names[0] if names else "sd15")
 
 
-def obstacles(form: TrainForm, good: list[str], quote: Quote | None, choices: Sequence[BaseChoice] = ()) -> list[str]:
-    """Why no training can start, in sentences."""
+def obstacles(form: TrainForm, good: list[str], quote: Quote | None, where: str = "unknown") -> list[str]:
+    """Why no training can start, in sentences. `where`: the result of `where_is`."""
     reasons = []
-    chosen = next((choice for choice in choices if choice.name == form.base_model), None)
-    if chosen is not None and chosen.where == "nowhere":
-        reasons.append(f"No worker of this service has {chosen.title}: choose another base model, or ask the operator.")
+    if where == "nowhere":
+        title = BASE_MODELS[form.base_model].title
+        reasons.append(f"No worker of this service has {title}: choose another base model, or ask the operator.")
     if len(good) < form.needed:
         reasons.append(f"A training needs {form.needed} good pictures; there {_are(len(good))}.")
     if quote is not None and quote.available < quote.credits:

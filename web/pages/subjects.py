@@ -86,7 +86,6 @@ def subject(
     good = subject_form.good_ids(services, pictures)
     quote, faults = subject_form.quoted(services, owner_id, form, good)
     usual, _ = subject_form.quoted(services, owner_id, saved, good)
-    bases = subject_form.bases(services, owner_id, form, good)
     return render(
         request,
         "subject.html",
@@ -99,11 +98,11 @@ def subject(
         most_bytes=services.settings.max_picture_bytes,
         most_upload_bytes=max_upload_bytes(services.settings),
         notes=subject_notes.get(services, owner_id, subject_id),
-        bases=bases,
+        bases=subject_form.bases(services, owner_id, form, good),
         chosen=form,
         quote=quote,
         faults=faults,
-        obstacles=subject_form.obstacles(form, good, quote, bases),
+        obstacles=subject_form.obstacles(form, good, quote, subject_form.where_is(services, form)),
         usual=usual,
         not_automatic=[*_not_set_up(kept), *subject_form.obstacles(saved, good, usual)],
         running=next((view for view in trainings if view.status in ACTIVE), None),
@@ -216,8 +215,7 @@ def start(
     if quote is None:
         raise SpecInvalid.of(faults)
     started = service.find_started(services, owner_id, page_key(key))
-    bases = subject_form.bases(services, owner_id, form, good)
-    if obstacles := subject_form.obstacles(form, good, quote, bases):
+    if obstacles := subject_form.obstacles(form, good, quote, subject_form.where_is(services, form)):
         if started:
             return _started(started)  # the form was sent before, and its training took the credits
         raise IllegalMove(" ".join(obstacles))
