@@ -263,8 +263,6 @@ def test_pairs_are_read() -> None:
 
 
 def test_a_slow_body_is_given_up_long_before_its_time_limit(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.outbound.network._GRACE_S", 0.2)
-
     def trickle(request: BaseHTTPRequestHandler) -> Answer:
         request.send_response(200)
         request.send_header("Content-Length", "1000")
@@ -277,7 +275,10 @@ def test_a_slow_body_is_given_up_long_before_its_time_limit(site: Site, monkeypa
 
     site.pages["/slow"] = trickle
     begun = time.monotonic()
-    with pytest.raises(Unreachable, match="less than 1000 bytes a second"):
-        site.guard(timeout_s=60, min_bytes_per_s=1000).get_bytes(site.page("/x").replace("/x", "/slow"), 2000)
+    # Only here: on a busy machine, the first byte of the fast one below may take longer than that.
+    with monkeypatch.context() as patched:
+        patched.setattr("core.outbound.network._GRACE_S", 0.2)
+        with pytest.raises(Unreachable, match="less than 1000 bytes a second"):
+            site.guard(timeout_s=60, min_bytes_per_s=1000).get_bytes(site.page("/x").replace("/x", "/slow"), 2000)
     assert time.monotonic() - begun < 10
     assert len(site.guard(min_bytes_per_s=1000).get_bytes(site.page("/y", body=b"1" * 10**6), 10**6)) == 10**6
