@@ -13,7 +13,8 @@ from core.picture_names import plain_name, source_name
 from jobs import keys, shared_objects
 from jobs.deletion import guard
 from jobs.owners import limits
-from jobs.requests.training_request import TrainingRequest, label_of
+from jobs.requests.envelope import label_of
+from jobs.requests.training_request import TrainingRequest
 from jobs.services import Services
 from jobs.stages import preflight
 from storage.database import lock_name

@@ -12,7 +12,7 @@ from core.errors import IllegalMove, KeyReused, SpecInvalid
 from jobs import overview, service
 from jobs.deletion import requests
 from jobs.owners import accounts
-from jobs.requests.training_request import subject_name
+from jobs.requests.envelope import subject_name
 from jobs.services import Services
 from jobs.subjects import captions, subject_notes, subject_pictures, subject_settings
 from jobs.view import JobView
