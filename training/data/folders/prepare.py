@@ -1,6 +1,6 @@
 """Prepare a folder of pictures, with their captions and masks, as the pipeline does but without a queue."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,18 +27,34 @@ class FolderDataset:
     notes: tuple[str, ...]  # on what else is in the folder
 
 
-def load_folder(folder: Path, spec: TrainSpec, into: Path) -> FolderDataset:
+@dataclass(frozen=True)
+class Uncaptioned:
+    """A prepared picture without a caption."""
+
+    name: str  # of its file
+    sha256: str
+    png: Path
+
+
+# Captions for such pictures, by their hash.
+WriteCaptions = Callable[[Sequence[Uncaptioned]], Mapping[str, str]]
+
+
+def load_folder(
+    folder: Path, spec: TrainSpec, into: Path, write_captions: WriteCaptions = lambda _: {}
+) -> FolderDataset:
     """Prepare every picture of `folder`, sorted by name, as a PNG in `into`; `read_folder` says what belongs to it.
 
-    `folder` may also be an archive. Raises SpecInvalid if the folder does not exist, has too many pictures, or has
+    `folder` may also be an archive. `write_captions` is asked for the captions of good pictures that have none; what it
+    raises is passed on. Raises SpecInvalid if the folder does not exist, has too many pictures, or has
     captions or masks that do not fit; ArchiveInvalid for an archive that is not accepted; TooFewImages, with all
     reasons, if too few pictures are good.
     """
     with opened(folder) as place:
-        return _load(folder, place, spec, into)
+        return _load(folder, place, spec, into, write_captions)
 
 
-def _load(folder: Path, place: Path, spec: TrainSpec, into: Path) -> FolderDataset:
+def _load(folder: Path, place: Path, spec: TrainSpec, into: Path, write_captions: WriteCaptions) -> FolderDataset:
     """Prepare the pictures in `place`, which messages call `folder`."""
     found = read_folder(place, masked=spec.objective.masked)
     if len(found.pictures) > MAX_PICTURES:
@@ -63,7 +79,23 @@ def _load(folder: Path, place: Path, spec: TrainSpec, into: Path) -> FolderDatas
             + "".join(f"\n  {line}" for line in lines),
             {"left_out": left_out},
         )
-    return _laid_out(good, spec, into, left_out, (*found.notes, *notes))
+    pngs = _written(good, into)
+    without = [
+        Uncaptioned(picture.path.name, made.sha256, pngs[made.sha256])
+        for picture, made in good
+        if not (picture.caption or "").strip()
+    ]
+    captions = write_captions(without) if without else {}
+    listed = [
+        DatasetPicture(made.sha256, made.width, made.height, picture.caption or captions.get(made.sha256))
+        for picture, made in good
+    ]
+    manifest = build_manifest(spec, listed)
+    examples = [
+        Example(pngs[one.sha256], one.caption, one.sha256, one.width, one.height, label=picture.path.name)
+        for (picture, _), one in zip(good, manifest.examples, strict=True)
+    ]
+    return FolderDataset(examples, manifest, left_out, (*found.notes, *notes))
 
 
 def _prepared(
@@ -100,20 +132,9 @@ def _prepare(decoder: Decoder, path: Path, mask: Path | None, spec: TrainSpec) -
     )
 
 
-def _laid_out(
-    good: Sequence[tuple[FolderPicture, pictures.PreparedImage]],
-    spec: TrainSpec,
-    into: Path,
-    left_out: dict[str, str],
-    notes: tuple[str, ...],
-) -> FolderDataset:
-    """Write the prepared pictures, and build their manifest."""
-    manifest = build_manifest(
-        spec, [DatasetPicture(made.sha256, made.width, made.height, picture.caption) for picture, made in good]
-    )
-    examples = []
-    for (picture, made), listed in zip(good, manifest.examples, strict=True):
-        png = into / f"{made.sha256}.png"
-        png.write_bytes(made.png)
-        examples.append(Example(png, listed.caption, made.sha256, made.width, made.height, label=picture.path.name))
-    return FolderDataset(examples, manifest, left_out, notes)
+def _written(good: Sequence[tuple[FolderPicture, pictures.PreparedImage]], into: Path) -> dict[str, Path]:
+    """Write the prepared pictures. Returns their files by hash."""
+    pngs = {made.sha256: into / f"{made.sha256}.png" for _, made in good}
+    for _, made in good:
+        pngs[made.sha256].write_bytes(made.png)
+    return pngs
