@@ -135,7 +135,11 @@ def _add_machine(group: "argparse._ArgumentGroup") -> None:
     add("--resume-dir", type=Path, help="where checkpoints are kept (default: OUT.checkpoints, removed at the end)")
     add("--checkpoint-every", type=int, default=10, metavar="EPOCHS", help="epochs between checkpoints (default: 10)")
     add("--keep-checkpoints", action="store_true", help="also keep the LoRA of every checkpoint, beside OUT")
-    add("--training-adapter", type=Path, help="z-image-turbo: the de-distilling LoRA to merge while training")
+    add(
+        "--training-adapter",
+        type=Path,
+        help="z-image-turbo, flux1-schnell: the de-distilling LoRA to merge while training",
+    )
     add("--verbose", action="store_true", help="log what is done")
 
 

@@ -1,7 +1,7 @@
 """Prepare a folder of pictures, with their captions and masks, as the pipeline does but without a queue."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.errors import ImageInvalid, SpecInvalid, TooFewImages
@@ -61,7 +61,7 @@ def _load(folder: Path, place: Path, spec: TrainSpec, into: Path, write_captions
         raise SpecInvalid.of(
             {"FOLDER": f"{folder} has {len(found.pictures)} pictures; at most {MAX_PICTURES} are accepted"}
         )
-    prepared, reasons, notes = _prepared(found.pictures, spec)
+    prepared, reasons, notes = _prepared(found.pictures, spec, into)
     repeats = pictures.near_duplicates([made.report for _, made in prepared])
     for repeat, first in repeats.items():
         reasons[prepared[repeat][0].path] = f"nearly the same as {prepared[first][0].path.name}"
@@ -79,9 +79,8 @@ def _load(folder: Path, place: Path, spec: TrainSpec, into: Path, write_captions
             + "".join(f"\n  {line}" for line in lines),
             {"left_out": left_out},
         )
-    pngs = _written(good, into)
     without = [
-        Uncaptioned(picture.path.name, made.sha256, pngs[made.sha256])
+        Uncaptioned(picture.path.name, made.sha256, _png(into, made.sha256))
         for picture, made in good
         if not (picture.caption or "").strip()
     ]
@@ -92,16 +91,19 @@ def _load(folder: Path, place: Path, spec: TrainSpec, into: Path, write_captions
     ]
     manifest = build_manifest(spec, listed)
     examples = [
-        Example(pngs[one.sha256], one.caption, one.sha256, one.width, one.height, label=picture.path.name)
+        Example(_png(into, one.sha256), one.caption, one.sha256, one.width, one.height, label=picture.path.name)
         for (picture, _), one in zip(good, manifest.examples, strict=True)
     ]
     return FolderDataset(examples, manifest, left_out, (*found.notes, *notes))
 
 
 def _prepared(
-    found: Sequence[FolderPicture], spec: TrainSpec
+    found: Sequence[FolderPicture], spec: TrainSpec, into: Path
 ) -> tuple[list[tuple[FolderPicture, pictures.PreparedImage]], dict[Path, str], list[str]]:
-    """The good pictures, why others are left out, and notes on pictures that are enlarged."""
+    """The good pictures, why others are left out, and notes on pictures that are enlarged.
+
+    Good ones are written at once and not kept: a thousand would take some gigabytes.
+    """
     prepared: list[tuple[FolderPicture, pictures.PreparedImage]] = []
     left_out: dict[Path, str] = {}
     notes: list[str] = []
@@ -116,7 +118,8 @@ def _prepared(
             if verdict.faults:
                 left_out[picture.path] = "; ".join(verdict.texts)
             else:
-                prepared.append((picture, made))
+                _png(into, made.sha256).write_bytes(made.png)
+                prepared.append((picture, replace(made, png=b"")))
                 notes += [f"{picture_label(place, picture.path.name)}: {warning}" for warning in verdict.warnings]
     return prepared, left_out, notes
 
@@ -132,9 +135,6 @@ def _prepare(decoder: Decoder, path: Path, mask: Path | None, spec: TrainSpec) -
     )
 
 
-def _written(good: Sequence[tuple[FolderPicture, pictures.PreparedImage]], into: Path) -> dict[str, Path]:
-    """Write the prepared pictures. Returns their files by hash."""
-    pngs = {made.sha256: into / f"{made.sha256}.png" for _, made in good}
-    for _, made in good:
-        pngs[made.sha256].write_bytes(made.png)
-    return pngs
+def _png(into: Path, sha256: str) -> Path:
+    """The file of a prepared picture."""
+    return into / f"{sha256}.png"
