@@ -195,7 +195,7 @@ def _compute(session: Session, queue: str, settings: Settings) -> _Known:
     begun, now = time.thread_time(), utcnow()
     order = _order(session, queue, settings, now)
     slots = _slots(session, queue, now)
-    columns = (col(Job.id), col(Job.stage), col(Job.step), col(Job.seconds_left), col(Job.expected_s))
+    columns: tuple[Any, ...] = (col(Job.id), col(Job.stage), col(Job.step), col(Job.seconds_left), col(Job.expected_s))
     in_flight = sa.select(*columns).where(IN_FLIGHT, col(Job.queue) == queue, col(Job.stage).in_(_EARLY))
     flying = session.connection().execute(in_flight.order_by(col(Job.admitted_at))).all()
     free = [0.0] * slots

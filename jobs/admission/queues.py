@@ -1,5 +1,7 @@
 """Which queue a job waits for, and what it has in common with the jobs of one training step."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from sqlmodel import col
 
@@ -33,7 +35,7 @@ def is_waiting() -> sa.ColumnElement[bool]:
 
     SQLite uses a partial index only if the values stand in the statement.
     """
-    active = sa.bindparam(None, ACTIVE, expanding=True, literal_execute=True)
+    active: sa.BindParameter[Any] = sa.bindparam(None, ACTIVE, expanding=True, literal_execute=True)
     return sa.and_(
         col(Job.status).in_(active), col(Job.admitted_at).is_(None), col(Job.queue) != sa.literal_column("''")
     )
