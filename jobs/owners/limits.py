@@ -177,9 +177,7 @@ def change(
             session.add(UsageLimit(id=new_id("limit"), owner_id=owner_id, token_id=token_id, name=name, value=value))
         about = {"token_id": token_id} if token_id else {}
         audit_log.record(session, "limit.changed", owner_id=owner_id, name=name, value=value, **about)
-        session.flush()
-        for queue in QUEUES:
-            due.ask(session, queue)
+    due.open_places(services.database, QUEUES)
 
 
 def change_all(services: Services, owner_id: str, values: Mapping[str, int | None]) -> None:
