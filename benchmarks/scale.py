@@ -127,6 +127,7 @@ def _copy_jobs(services: Services, count: int, suffix: str, *, is_finished: bool
     if is_finished:
         changed["training_job"] = {
             "status": Status.READY, "stage": Stage.SETTLE, "admitted_at": now, "started_at": now, "finished_at": now,
+            "seconds_per_step": 0.025, "device": "simulated",
         }  # fmt: skip
     else:
         changed["training_job"] = {"created_at": now, "admitted_at": None, "status": Status.PENDING}
@@ -312,6 +313,15 @@ def _fleet(services: Services, train_s: float) -> Iterator[_Fleet]:
         for process in processes:
             process.terminate()
             process.join()
+        fleet.launched.cancel_join_thread()
+        _cancel_the_rest(services)
+
+
+def _cancel_the_rest(services: Services) -> None:
+    """End what the workers leave behind: the next sweeps would repair it, and that is not what they measure."""
+    with services.database.writing() as session:
+        rest = sa.update(Job).where(col(Job.admitted_at).is_not(None), col(Job.finished_at).is_(None))
+        session.execute(rest.values(status=Status.CANCELLED, finished_at=utcnow(), lease_until=None))
 
 
 def _relay(services: Services, fleet: _Fleet, done: threading.Event) -> None:

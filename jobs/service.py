@@ -128,7 +128,7 @@ def jobs(
 def _view(services: Services, session: Session, job: Job, pictures: Sequence[JobPicture]) -> JobView:
     run = None if spec_of(job).backend == "local" else runs.newest(session, job.id)
     server = pods.server_name(session, run) if run else None
-    expected = services.places.get(session, job, services.settings)
+    expected = services.places.get(session, job)
     return view_of(job, pictures, ledger.hold_of(session, job.id), run, server, expected)
 
 

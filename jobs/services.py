@@ -60,7 +60,7 @@ class Services:
     @cached_property
     def places(self) -> Places:
         """The places of waiting jobs."""
-        return Places()
+        return Places(self.database, self.settings)
 
     @cached_property
     def lease_keeper(self) -> LeaseKeeper:

@@ -121,7 +121,7 @@ class Simulation:
         now = utcnow()
         with self._services.database.reading() as session:
             for job in session.exec(select(Job).where(col(Job.admitted_at).is_(None))).all():
-                found = self._services.places.get(session, job, self._services.settings)
+                found = self._services.places.get(session, job)
                 if found.start is not None and found.end is not None:
                     per_tick = job.expected_s / TICKS
                     self._expected[job.id] = _seconds(now, found.start) / per_tick, _seconds(now, found.end) / per_tick

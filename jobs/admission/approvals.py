@@ -13,7 +13,7 @@ from core.errors import NotApproved, NotFound, SpecInvalid
 from core.settings import Settings
 from credits import ledger
 from jobs.admission import due
-from jobs.admission.queues import HELD, queue_of
+from jobs.admission.queues import HELD, is_waiting, queue_of
 from jobs.lifecycle import transitions
 from jobs.lifecycle.launches import record_event
 from jobs.lifecycle.periodic import each
@@ -22,7 +22,7 @@ from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.view import Time, View
 from notifications import channels
-from storage.tables.jobs import ACTIVE, Job
+from storage.tables.jobs import Job
 
 _MAX_REASON = 500
 
@@ -105,8 +105,7 @@ def _expire(services: Services, job_id: str) -> bool:
 
 
 def _held() -> tuple[sa.ColumnElement[bool], ...]:
-    # The words of the partial index of waiting jobs.
-    return col(Job.queue) == HELD, col(Job.status).in_(ACTIVE), col(Job.admitted_at).is_(None)
+    return col(Job.queue) == HELD, is_waiting()
 
 
 def _locked(session: Session, job_id: str) -> Job | None:

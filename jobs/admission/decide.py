@@ -26,7 +26,9 @@ ALIVE_S = 60.0  # a worker that has not reported for so long has no slots
 _OVERTAKEN_BY = 16
 _ON_ONE_SERVER = 16  # jobs on a fixed remote server
 _NO_LIMIT = 2**31 - 1
-_MOST_AT_ONCE = 200  # jobs admitted in one transaction
+# Jobs admitted in one transaction, which holds locks that others wait for: where one or two places became free, and
+# where many may have.
+_FEW, _MANY = 4, 16
 LOCK = "imprint admission"
 
 # The conditions of the partial indexes of migration 0022, in their words.
@@ -84,8 +86,8 @@ pairs (priority, owner_id) AS (
     FROM pairs WHERE pairs.owner_id IS NOT NULL
 ),
 paused AS (SELECT scope FROM admission_pause),
-oldest AS (
-    SELECT (SELECT j.id FROM training_job j
+oldest AS MATERIALIZED (
+    SELECT pairs.owner_id, (SELECT j.id FROM training_job j
         WHERE j.queue = :queue AND j.priority = pairs.priority AND j.owner_id = pairs.owner_id AND {_WAITING}
             AND ('family:' || j.family) NOT IN (SELECT scope FROM paused)
             AND (j.token_id IS NULL OR j.token_id NOT IN (SELECT token_id FROM full_tokens))
@@ -97,7 +99,8 @@ candidate AS (
         CASE j.priority WHEN 0 THEN share.low_at WHEN 1 THEN share.normal_at ELSE share.high_at END AS last_at,
         CASE WHEN room.most > 1 AND j.shape IN (SELECT shape FROM flight WHERE queue = :queue) THEN 0 ELSE 1 END
             AS misfit
-    FROM oldest JOIN training_job j ON j.id = oldest.id JOIN share ON share.owner_id = j.owner_id CROSS JOIN room
+    -- Not `= j.owner_id`: PostgreSQL would read all jobs of these owners, also finished ones, to find the oldest.
+    FROM oldest JOIN training_job j ON j.id = oldest.id JOIN share ON share.owner_id = oldest.owner_id CROSS JOIN room
 ),
 best AS (
     SELECT c.owner_id, c.priority, c.id, c.created_at
@@ -167,15 +170,17 @@ def decide_due(session: Session, settings: Settings) -> None:
     for owner_id, seconds in sorted(found.used.items()):
         session.connection().execute(_USE, {"owner_id": owner_id, "seconds": seconds, **_decay(settings, now)})
     admitted: set[str] = set()
+    most = len(found.accepted) + (_MANY if found.opened else _FEW)
     if found.used and _limits_running(session, settings):
         found.queues |= set(QUEUES)  # the owner's jobs may wait for another queue
     for queue in sorted(found.queues & set(QUEUES)):
-        while len(admitted) < _MOST_AT_ONCE and (job_id := _admit_next(session, queue, settings)):
+        while len(admitted) < most and (job_id := _admit_next(session, queue, settings)):
             admitted.add(job_id)
             _launch(session, job_id, settings, has_waited=job_id not in found.accepted)
     for job_id in sorted(found.accepted - admitted):
         record_event(session, job_id, "queued")
     session.flush()
+    found.is_full = len(admitted) == most
 
 
 def _limits_running(session: Session, settings: Settings) -> bool:

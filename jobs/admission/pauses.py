@@ -55,8 +55,7 @@ def resume(services: Services, scope: str) -> None:
             raise NotFound(f"{scope} is not paused")
         session.delete(row)
         audit_log.record(session, "admission.resumed", scope=scope)
-        for queue in QUEUES:
-            due.ask(session, queue)
+    due.open_places(services.database, QUEUES)
 
 
 def list_pauses(services: Services) -> list[PauseView]:

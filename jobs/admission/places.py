@@ -1,11 +1,13 @@
 """The place of a waiting job in the order, and when it and the jobs in flight are expected to start and end.
 
-The order of `decide` is played through in memory, as if nothing else came. That is linear in the waiting jobs, so a
-process spends at most a twentieth of its time on it: meanwhile the last result answers, and a job that was accepted
-since then is put between its jobs.
+The order of `decide` is played through in memory, as if nothing else came. That is linear in the waiting jobs. Of many
+jobs, a thread computes it, so that no request waits for it, and spends at most a twentieth of the process's time on
+it. Meanwhile the last result answers, and a job that was accepted since then is put between its jobs. Until there is a
+first result, the place is that by age.
 """
 
 import heapq
+import logging
 import threading
 import time
 from bisect import bisect
@@ -13,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
@@ -22,20 +25,24 @@ from core.settings import Settings
 from jobs.admission.decide import ALIVE_S, decay_of
 from jobs.admission.expected import Expected
 from jobs.admission.queues import QUEUES, is_waiting
+from storage.database import Database
 from storage.tables.admission import OwnerShare, TrainingWorker
-from storage.tables.jobs import ACTIVE, Job, Stage
+from storage.tables.jobs import ACTIVE, IN_FLIGHT, Job, Stage
 
 _CACHE_S = 3.0
 _LEAST_AGE_S = 0.2  # also for a job that is not known yet
 _AGE_PER_COST = 20.0  # a result is kept for at least so many times the seconds that it took
 _MOST = 20_000  # jobs whose places are computed
+_FEW = 500  # jobs whose places the request computes itself
+_AT_ONCE, _PAUSE_S = 64, 0.001  # after so many jobs, other threads run: they need the interpreter's lock
 _EARLY = (Stage.PREPROCESS, Stage.CAPTION, Stage.DATASET, Stage.TRAIN)
 # What jobs are ordered by: rank, used seconds of the owner, time and id.
 _Key = tuple[int, float, datetime, str]
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class _Waiting:
+
+class _Waiting(NamedTuple):
     id: str
     owner_id: str
     priority: int
@@ -57,105 +64,163 @@ class _Order:
         return bisect(self.keys, key) + 1
 
 
+class _Times(NamedTuple):
+    """What is expected of a job, in seconds from the time of the result."""
+
+    place: int | None
+    start_s: float | None = None
+    end_s: float | None = None
+
+
 @dataclass(frozen=True)
 class _Known:
-    """The expectations for the jobs of a queue. `cost_s`: how long it took to compute them."""
+    """The expectations for the jobs of a queue at a time. `cost_s`: the CPU time that it took to compute them."""
 
+    now: datetime
     at: float
     cost_s: float
     order: _Order
-    expected: dict[str, Expected]
+    times: dict[str, _Times]
 
     def age_s(self) -> float:
         return time.monotonic() - self.at
 
     def get(self, job: Job) -> Expected:
-        found = self.expected.get(job.id)
+        found = self.times.get(job.id)
         if found is None and job.admitted_at is None:
             place = self.order.place_of(job)
             like = self.order.jobs[min(place, len(self.order.jobs)) - 1] if self.order.jobs else None
-            near = self.expected[like.id] if like else Expected()
-            return replace(near, place=place)
-        return found or Expected()
+            near = self.times[like.id] if like else _Times(None)
+            found = near._replace(place=place)
+        if found is None:
+            return Expected()
+        return Expected(found.place, self._time(found.start_s), self._time(found.end_s))
+
+    def _time(self, seconds: float | None) -> datetime | None:
+        return None if seconds is None else self.now + timedelta(seconds=seconds)
 
 
 @dataclass
 class _Queue:
-    """What is known of a queue, and the lock of the thread that computes it anew."""
+    """What is known of a queue, and the thread that computes it anew."""
 
     known: _Known | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+    thread: threading.Thread | None = None
 
 
 class Places:
     """The expectations for all active jobs of a queue, some seconds old."""
 
-    def __init__(self) -> None:
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database, self._settings = database, settings
         self._queues: dict[str, _Queue] = defaultdict(_Queue)
 
-    def get(self, session: Session, job: Job, settings: Settings) -> Expected:
+    def get(self, session: Session, job: Job) -> Expected:
         """What is expected of one job; nothing of a final one, or one that has left the train stage."""
         if job.status not in ACTIVE or job.queue not in QUEUES or job.stage not in _EARLY:
             return Expected()
         queue = self._queues[job.queue]
-        if _is_old(queue.known, job) and queue.lock.acquire(blocking=queue.known is None):
-            try:
-                if _is_old(queue.known, job):  # another thread may have been here
-                    queue.known = _compute(session, job.queue, settings)
-            finally:
-                queue.lock.release()
-        expected = queue.known.get(job) if queue.known else Expected()
+        if _is_old(queue.known, job):
+            self._renew(session, queue, job)
+        if queue.known is None:
+            return Expected(_place_by_age(session, job)) if job.admitted_at is None else Expected()
+        expected = queue.known.get(job)
         has_gone = job.admitted_at is not None and expected.place is not None
         return replace(expected, place=None) if has_gone else expected
+
+    def computing(self) -> int:
+        """How many queues have a thread that computes them now."""
+        return sum(queue.thread is not None and queue.thread.is_alive() for queue in self._queues.values())
+
+    def wait(self) -> None:
+        """Wait until what is computed now is known."""
+        for queue in list(self._queues.values()):
+            if queue.thread is not None:
+                queue.thread.join()
+
+    def _renew(self, session: Session, queue: _Queue, job: Job) -> None:
+        """Compute the expectations anew: here if there are few jobs, or else in a thread, unless it is at it."""
+        is_few = _has_few(session, job.queue)
+        if not queue.lock.acquire(blocking=is_few and queue.known is None):
+            return
+        try:
+            if not _is_old(queue.known, job):  # another thread was here meanwhile
+                return
+            if is_few:
+                queue.known = _compute(session, job.queue, self._settings)
+            elif queue.thread is None or not queue.thread.is_alive():
+                queue.thread = threading.Thread(target=self._compute, args=(queue, job.queue), daemon=True)
+                queue.thread.start()
+        finally:
+            queue.lock.release()
+
+    def _compute(self, queue: _Queue, name: str) -> None:
+        try:
+            with self._database.reading() as session:
+                queue.known = _compute(session, name, self._settings)
+        except Exception:
+            log.exception("the places of the jobs in %s could not be computed", name)
+
+
+def _has_few(session: Session, queue: str) -> bool:
+    waits = sa.select(sa.literal(1)).select_from(Job).where(col(Job.queue) == queue, is_waiting()).limit(_FEW + 1)
+    count = sa.select(sa.func.count()).select_from(waits.subquery())
+    return int(session.connection().execute(count).scalar_one()) <= _FEW
+
+
+def _place_by_age(session: Session, job: Job) -> int:
+    """The place of a waiting job by class and age alone."""
+    is_before = sa.or_(
+        col(Job.priority) > job.priority,
+        sa.and_(col(Job.priority) == job.priority, col(Job.created_at) < job.created_at),
+    )
+    before = sa.select(sa.func.count()).select_from(Job).where(col(Job.queue) == job.queue, is_waiting(), is_before)
+    return int(session.connection().execute(before).scalar_one()) + 1
 
 
 def _is_old(known: _Known | None, job: Job) -> bool:
     if known is None:
         return True
-    least_s = _CACHE_S if job.id in known.expected else _LEAST_AGE_S
+    least_s = _CACHE_S if job.id in known.times else _LEAST_AGE_S
     return known.age_s() >= max(least_s, _AGE_PER_COST * known.cost_s)
 
 
+def _let_others_run(number: int) -> None:
+    if number % _AT_ONCE == 0:
+        time.sleep(_PAUSE_S)
+
+
 def _compute(session: Session, queue: str, settings: Settings) -> _Known:
-    begun = time.monotonic()
-    order, expected = _expect(session, queue, settings)
-    now = time.monotonic()
-    return _Known(now, now - begun, order, expected)
-
-
-def _expect(session: Session, queue: str, settings: Settings) -> tuple[_Order, dict[str, Expected]]:
-    now = utcnow()
+    begun, now = time.thread_time(), utcnow()
     order = _order(session, queue, settings, now)
     slots = _slots(session, queue, now)
-    flying = session.exec(
-        select(Job).where(
-            col(Job.status).in_(ACTIVE), Job.queue == queue, col(Job.admitted_at).is_not(None),
-            col(Job.stage).in_(_EARLY),
-        ).order_by(col(Job.admitted_at))
-    ).all()  # fmt: skip
+    columns: tuple[Any, ...] = (col(Job.id), col(Job.stage), col(Job.step), col(Job.seconds_left), col(Job.expected_s))
+    in_flight = sa.select(*columns).where(IN_FLIGHT, col(Job.queue) == queue, col(Job.stage).in_(_EARLY))
+    flying = session.connection().execute(in_flight.order_by(col(Job.admitted_at))).all()
     free = [0.0] * slots
-    found: dict[str, Expected] = {}
+    times: dict[str, _Times] = {}
     for job in sorted(flying, key=_has_begun, reverse=True):
-        begun = _has_begun(job)
-        left_s = job.seconds_left if begun and job.seconds_left is not None else job.expected_s
-        found[job.id] = _take(free, left_s, now, None, has_begun=begun)
+        begun_already = _has_begun(job)
+        left_s = job.seconds_left if begun_already and job.seconds_left is not None else job.expected_s
+        times[job.id] = _take(free, left_s, None, has_begun=begun_already)
     for place, waiting in enumerate(order.jobs, 1):
-        found[waiting.id] = _take(free, waiting.seconds, now, place)
-    return order, found
+        times[waiting.id] = _take(free, waiting.seconds, place)
+        _let_others_run(place)
+    return _Known(now, time.monotonic(), time.thread_time() - begun, order, times)
 
 
-def _has_begun(job: Job) -> bool:
-    return job.stage == Stage.TRAIN and job.step > 0
+def _has_begun(job: sa.Row[Any]) -> bool:
+    return bool(job.stage == Stage.TRAIN and job.step > 0)
 
 
-def _take(free: list[float], seconds: float, now: datetime, place: int | None, has_begun: bool = False) -> Expected:
+def _take(free: list[float], seconds: float, place: int | None, has_begun: bool = False) -> _Times:
     """The job takes the slot that is free first. `free`: a heap, in seconds from now."""
     if not free:
-        return Expected(place)
+        return _Times(place)
     start_s = heapq.heappop(free)
     heapq.heappush(free, start_s + seconds)
-    start = None if has_begun else now + timedelta(seconds=start_s)
-    return Expected(place, start, now + timedelta(seconds=start_s + seconds))
+    return _Times(place, None if has_begun else start_s, start_s + seconds)
 
 
 def _slots(session: Session, queue: str, now: datetime) -> int:
@@ -170,11 +235,12 @@ def _order(session: Session, queue: str, settings: Settings, now: datetime) -> _
     """The waiting jobs of a queue in the order of their admission."""
     columns = (col(Job.id), col(Job.owner_id), col(Job.priority), col(Job.created_at), col(Job.expected_s))
     waits = sa.select(*columns).where(col(Job.queue) == queue, is_waiting())
-    rows = session.connection().execute(waits.order_by(col(Job.created_at), col(Job.id)).limit(_MOST))
+    found = session.connection().execute(waits.order_by(col(Job.created_at), col(Job.id)).limit(_MOST))
     lines: dict[tuple[str, int], list[_Waiting]] = defaultdict(list)
-    for row in rows:
-        waiting = _Waiting(*row)
-        lines[waiting.owner_id, waiting.priority].append(waiting)
+    for rows in found.partitions(_AT_ONCE):
+        for waiting in map(_Waiting._make, rows):
+            lines[waiting.owner_id, waiting.priority].append(waiting)
+        _let_others_run(0)
     used, weights, last = _shares(session, {owner for owner, _ in lines}, settings, now)
     heap: list[tuple[int, float, datetime, str, tuple[str, int], int]] = []
 
@@ -199,6 +265,7 @@ def _order(session: Session, queue: str, settings: Settings, now: datetime) -> _
         keys.append((rank, share, created_at, job_id))
         used[key[0]] += job.seconds / weights[key[0]]
         push(key, index + 1)
+        _let_others_run(len(order))
     return _Order(order, keys, dict(used))
 
 
@@ -208,7 +275,7 @@ def _shares(
     """What each owner has used, divided by its weight; the weights; the last admission by owner and class."""
     flight = session.exec(
         select(Job.owner_id, sa.func.sum(Job.expected_s))
-        .where(col(Job.status).in_(ACTIVE), col(Job.admitted_at).is_not(None), col(Job.stage).in_(_EARLY))
+        .where(IN_FLIGHT, col(Job.stage).in_(_EARLY))
         .group_by(Job.owner_id)
     ).all()
     used, weights = defaultdict(float, flight), defaultdict(lambda: 1.0)

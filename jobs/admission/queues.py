@@ -1,5 +1,7 @@
 """Which queue a job waits for, and what it has in common with the jobs of one training step."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from sqlmodel import col
 
@@ -29,5 +31,11 @@ def shape_of(spec: TrainSpec) -> str:
 
 
 def is_waiting() -> sa.ColumnElement[bool]:
-    """The SQL condition that an active job waits for its turn."""
-    return sa.and_(col(Job.status).in_(ACTIVE), col(Job.admitted_at).is_(None), col(Job.queue) != "")
+    """The SQL condition that an active job waits for its turn, in the words of the partial index of these jobs.
+
+    SQLite uses a partial index only if the values stand in the statement.
+    """
+    active: sa.BindParameter[Any] = sa.bindparam(None, ACTIVE, expanding=True, literal_execute=True)
+    return sa.and_(
+        col(Job.status).in_(active), col(Job.admitted_at).is_(None), col(Job.queue) != sa.literal_column("''")
+    )

@@ -46,12 +46,13 @@ def beat(
     (`download`); None: it does not say.
     """
     with services.database.writing() as session:
+        opened: set[str] = set()
         known = {row.queue: row for row in _rows(session, worker)}
         now = utcnow()
         for queue in sorted(queues):
             row = known.pop(queue, None) or TrainingWorker(worker=worker, queue=queue, slots=0)
             if row.slots != slots or row.seen_at < now - timedelta(seconds=ALIVE_S):
-                due.ask(session, queue)
+                opened.add(queue)
             row.slots, row.seen_at, row.device = slots, now, device
             of_queue = {name: where for name, where in (bases or {}).items() if _queue(name) == queue}
             row.bases = None if bases is None else of_queue
@@ -60,7 +61,10 @@ def beat(
         for row in known.values():
             session.delete(row)
         session.flush()
-        return any(row.draining for row in _rows(session, worker))
+        drains = any(row.draining for row in _rows(session, worker))
+    if opened:
+        due.open_places(services.database, opened)
+    return drains
 
 
 def leave(services: Services, worker: str) -> None:
@@ -78,9 +82,9 @@ def drain(services: Services, worker: str, draining: bool = True) -> WorkerView:
         for row in rows:
             row.draining = draining
             session.add(row)
-            due.ask(session, row.queue)
         audit_log.record(session, "worker.drained" if draining else "worker.undrained", worker=worker)
-        return _view(rows)
+    due.open_places(services.database, [row.queue for row in rows])
+    return _view(rows)
 
 
 def list_workers(services: Services) -> list[WorkerView]:

@@ -7,18 +7,18 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
 
-from core.clock import utcnow
+from core.clock import UtcDateTime, utcnow
 from core.settings import Settings
 from core.telemetry import metrics
 from core.telemetry.logging import job_context
 from credits.audit import AuditFinding, audit
 from jobs.admission import due, workers
-from jobs.admission.queues import QUEUES, is_waiting
+from jobs.admission.queues import QUEUES
 from jobs.lifecycle import invariants, repair
 from jobs.lifecycle.periodic import each
 from jobs.notices import notices
 from jobs.services import Services
-from storage.tables.jobs import ACTIVE, Job, JobPicture, PeriodicRun, PictureState
+from storage.tables.jobs import IN_FLIGHT, WITHOUT_QUEUE, Job, JobPicture, PeriodicRun, PictureState
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +45,7 @@ def repair_jobs(services: Services, limit: int = 500) -> int:
 def admit_jobs(services: Services) -> None:
     """Admit jobs where there is room that no transaction has noticed: after a worker has vanished, for example."""
     workers.forget_dead(services)
-    with services.database.writing() as session:
-        for queue in QUEUES:
-            due.ask(session, queue)
+    due.open_places(services.database, QUEUES)
 
 
 def sweep_done(services: Services) -> None:
@@ -78,26 +76,24 @@ def repair_job(services: Services, job_id: str, message_id: str | None = None) -
 
 def _abandoned_jobs(session: Session, settings: Settings, limit: int) -> list[str]:
     now = utcnow()
-    dead_picture = sa.exists().where(
-        col(JobPicture.job_id) == col(Job.id),
-        col(JobPicture.state) == PictureState.WAITING,
-        col(JobPicture.lease_until) < now,
+    # Not EXISTS, for which PostgreSQL may read the pictures of all jobs.
+    first_lease = sa.select(sa.func.min(col(JobPicture.lease_until), type_=UtcDateTime())).where(
+        col(JobPicture.job_id) == col(Job.id), col(JobPicture.state) == PictureState.WAITING
     )
-    query = (
-        select(Job.id)
-        .where(
-            col(Job.status).in_(ACTIVE),
-            ~is_waiting(),
-            sa.or_(
-                col(Job.lease_until) < now,
-                sa.and_(col(Job.lease_until).is_(None), col(Job.next_look_at) < now, ~repair.is_polled(settings)),
-                dead_picture,
-            ),
+    is_abandoned = sa.or_(
+        col(Job.lease_until) < now,
+        sa.and_(col(Job.lease_until).is_(None), col(Job.next_look_at) < now, ~repair.is_polled(settings)),
+        first_lease.scalar_subquery() < now,
+    )
+    # Two queries, each over its partial index: one for both would read all waiting jobs.
+    found = sa.union_all(
+        *(
+            sa.select(col(Job.id), col(Job.next_look_at)).where(condition, is_abandoned)
+            for condition in (IN_FLIGHT, WITHOUT_QUEUE)
         )
-        .order_by(col(Job.next_look_at))
-        .limit(limit)
-    )
-    return list(session.exec(query))
+    ).subquery()
+    oldest = sa.select(found.c.id).order_by(found.c.next_look_at).limit(limit)
+    return list(session.connection().execute(oldest).scalars())
 
 
 def run_audit(services: Services) -> list[AuditFinding]:

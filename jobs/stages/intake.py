@@ -29,7 +29,8 @@ def store_picture(
 ) -> str:
     """Store a picture of a subject, or a mask; returns the id that `images` may name. `name`: of its file, for people.
 
-    The same bytes have the same id. A picture that was removed is restored by this.
+    The same bytes have the same id; masks only under the same name, by which they belong to a picture. A picture that
+    was removed is restored by this.
     """
     sha256 = hashlib.sha256(data).hexdigest()
     key = keys.original(sha256)
@@ -40,6 +41,8 @@ def store_picture(
         StoredPicture.sha256 == sha256,
         StoredPicture.is_mask == is_mask,
     )
+    if is_mask:
+        query = query.where(col(StoredPicture.name) == plain_name(name) if name else col(StoredPicture.name).is_(None))
 
     def record(session: Session) -> str:
         guard.lock_owner(session, owner_id)

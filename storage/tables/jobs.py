@@ -144,9 +144,13 @@ class EndTask(BaseModel):
     kwargs: dict[str, Any] = {}
 
 
-# Jobs that wait for their turn, and jobs that have had it: what admission counts.
+# The conditions of partial indexes: SQLite uses one only for a query that has its words. Jobs that wait for their turn,
+# jobs that have had it, and jobs of early versions, which nothing admits.
 _WAITING = sa.text("admitted_at IS NULL AND queue <> '' AND status IN ('pending', 'training')")
-_IN_FLIGHT = sa.text("admitted_at IS NOT NULL AND status IN ('pending', 'training')")
+IN_FLIGHT = sa.text("admitted_at IS NOT NULL AND status IN ('pending', 'training')")
+WITHOUT_QUEUE = sa.text("admitted_at IS NULL AND queue = '' AND status IN ('pending', 'training')")
+_HAS_RATE = sa.text("seconds_per_step IS NOT NULL")
+_KIND = ("status", "family", "backend", "resolution", "batch_size")
 
 
 class Job(SQLModel, table=True):
@@ -158,6 +162,7 @@ class Job(SQLModel, table=True):
         sa.Index("uq_training_job_report_key", "owner_id", "report_key", unique=True),
         sa.Index("uq_training_job_model", "model_id", unique=True),
         sa.Index("ix_training_job_owner", "owner_id", "created_at"),
+        sa.Index("ix_training_job_created", "created_at", "id"),
         sa.Index("ix_training_job_status", "status", "next_look_at"),
         sa.Index("ix_training_job_token", "token_id", "created_at"),
         sa.Index(
@@ -166,9 +171,18 @@ class Job(SQLModel, table=True):
         ),
         sa.Index(
             "ix_training_job_in_flight", "queue", "owner_id",
-            sqlite_where=_IN_FLIGHT, postgresql_where=_IN_FLIGHT,
+            sqlite_where=IN_FLIGHT, postgresql_where=IN_FLIGHT,
         ),
-        sa.Index("ix_training_job_kind", "family", "backend", "resolution", "batch_size", "finished_at"),
+        sa.Index(
+            "ix_training_job_without_queue", "next_look_at",
+            sqlite_where=WITHOUT_QUEUE, postgresql_where=WITHOUT_QUEUE,
+        ),
+        *(
+            sa.Index(name, *_KIND, *columns, sqlite_where=_HAS_RATE, postgresql_where=_HAS_RATE)
+            for name, columns in (
+                ("ix_training_job_rate", ("finished_at",)), ("ix_training_job_rate_on", ("device", "finished_at")),
+            )
+        ),
         sa.Index("ix_training_job_dataset", "dataset_sha256"),
         *(
             sa.Index(

@@ -1,6 +1,8 @@
 """Admission: whose job is sent next, and how many are sent, on both databases."""
 
+import itertools
 import math
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +24,7 @@ from jobs.lifecycle.leases import claim_picture, claim_stage
 from jobs.owners import accounts
 from jobs.services import Services
 from jobs.stages import intake
-from storage.tables.admission import OwnerShare
+from storage.tables.admission import OwnerShare, TrainingWorker
 from storage.tables.jobs import Job, Stage, Status
 from tests.contract.jobs import REQUEST, events, messages, put_at, row
 
@@ -78,6 +80,10 @@ def prepare(services: Services) -> None:
     """Bring all admitted jobs to the train stage."""
     for job_id in in_flight(services):
         put_at(services, job_id, Stage.TRAIN)
+
+
+def forget_places(services: Services) -> None:
+    vars(services).pop("places", None)
 
 
 def in_flight(services: Services) -> list[str]:
@@ -316,7 +322,7 @@ def test_a_waiting_job_has_its_place_and_expected_times_in_the_order_of_the_deci
         submit(services, owner, 2)
     with services.database.reading() as session:
         waiting = session.exec(select(Job.id).where(col(Job.admitted_at).is_(None))).all()
-    services.places.__init__()  # type: ignore[misc] - forget what is known
+    forget_places(services)
     views = {job_id: service.get(services, job_id) for job_id in waiting}
     order = sorted(waiting, key=lambda job_id: views[job_id].place or 0)
     assert [views[job_id].place for job_id in order] == list(range(1, len(waiting) + 1))
@@ -347,15 +353,53 @@ def test_a_job_that_was_accepted_since_is_put_between_the_jobs_whose_places_are_
     submit(services, "big", 12)
     prepare(services)
     submit(services, "ada", 2)
-    services.places.__init__()  # type: ignore[misc] - forget what is known
+    forget_places(services)
     assert service.get(services, submit(services, "big")[0]).place == 10
     late = {
         owner: submit(services, owner, priority=priority)[0] for owner, priority in (("bob", "normal"), ("eve", "high"))
     }
     known = {owner: service.get(services, job_id) for owner, job_id in late.items()}
-    services.places.__init__()  # type: ignore[misc]
+    forget_places(services)
     assert {owner: view.place for owner, view in known.items()} == {"bob": 2, "eve": 1}
     assert None not in (known["bob"].expected_start, known["bob"].expected_end)
+
+
+def test_the_places_of_many_jobs_are_computed_by_a_thread_and_until_then_age_counts(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(services, "big", 12)
+    prepare(services)
+    [late] = submit(services, "ada")
+    forget_places(services)
+    monkeypatch.setattr("jobs.admission.places._FEW", 2)
+    with services.database.writing() as busy:  # on SQLite too, others read meanwhile
+        lock = threading.Event()
+        monkeypatch.setattr("jobs.admission.places._let_others_run", lambda _number: lock.wait(30))
+        assert service.get(services, late).place == 12 - WINDOW + 1
+        assert service.get(services, late).place == 12 - WINDOW + 1
+        assert services.places.computing() == 1
+        lock.set()
+        busy.rollback()
+    services.places.wait()
+    assert service.get(services, late).place == 1
+
+
+def test_a_window_that_opens_wide_is_filled_in_short_transactions(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One transaction for all of them would keep every request waiting for its locks."""
+    jobs = submit(services, "ada", 45)
+    commits: list[int] = []
+    sa.event.listen(services.database.engine, "commit", lambda _connection: commits.append(len(in_flight(services))))
+    workers.beat(services, "train@two", [QUEUE], 18)
+    assert in_flight(services) == jobs[:25]  # 20 slots, and a quarter of them ahead
+    assert max(later - earlier for earlier, later in itertools.pairwise(commits)) <= 16
+    with services.database.writing() as session:  # by hand, so that nothing noticed it
+        session.connection().execute(sa.update(TrainingWorker).values(slots=25))
+    prepare(services)
+    assert finish(services) == ["ada"] * 4  # a request or a worker admits a few; the sweep does the rest
+    sweeps.admit_jobs(services)
+    assert len(in_flight(services)) == len(jobs) - 1
 
 
 # ---- pauses ---------------------------------------------------------------------------------------------------------

@@ -27,10 +27,13 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
 )
 
 from training.tiny.folder import make_once
-from training.tiny.words import QWEN_MARKS, clip_vocabulary, qwen_vocabulary
+from training.tiny.words import QWEN_MARKS, clip_vocabulary, qwen_vocabulary, t5_vocabulary
 
 lib: Any = diffusers  # mypy does not see its classes
 
@@ -301,9 +304,37 @@ def _qwen_image(prediction: str) -> Any:
     )  # fmt: skip
 
 
+def _flux1(prediction: str) -> Any:
+    del prediction  # always flow matching
+    tokenizer, tokenizer_2 = _clip_tokenizer(), T5Tokenizer(vocab=t5_vocabulary(), extra_ids=0, model_max_length=512)
+    text_encoder_2 = T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer_2), d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2,
+            feed_forward_proj="gated-gelu", dropout_rate=0.0,
+        )
+    )  # fmt: skip
+    transformer = lib.FluxTransformer2DModel(
+        num_layers=1, num_single_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=32,
+        pooled_projection_dim=32, axes_dims_rope=(8, 12, 12), guidance_embeds=True,
+    )  # fmt: skip
+    _lessen(transformer.proj_out)
+    return lib.FluxPipeline(
+        scheduler=_flow_scheduler(
+            shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256,
+            max_image_seq_len=4096,
+        ),
+        vae=_vae(16, 0.3611, 0.1159, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=CLIPTextModel(_clip_config(32, tokenizer)),
+        tokenizer=tokenizer,
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tokenizer_2,
+        transformer=transformer,
+    )  # fmt: skip
+
+
 _MAKERS: dict[str, Callable[[str], Any]] = {
     "sd15": _sd15, "sdxl": _sdxl, "z-image": _z_image, "flux2-klein-4b": _flux2_klein, "flux2-klein-9b": _flux2_klein,
-    "qwen-image": _qwen_image,
+    "qwen-image": _qwen_image, "flux1": _flux1,
 }  # fmt: skip
 
 
