@@ -18,7 +18,8 @@ from jobs.requests.training_request import TrainingRequest
 from jobs.services import Services
 from jobs.stages import preflight
 from storage.database import lock_name
-from storage.tables.jobs import JobPicture, PictureState, PreparedPicture, StoredPicture
+from storage.tables.jobs import JobPicture, PictureState
+from storage.tables.pictures import PreparedPicture, StoredPicture
 from training.data.dataset import Manifest
 from training.ports import Example
 from training.spec import TrainSpec

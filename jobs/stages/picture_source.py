@@ -14,7 +14,8 @@ from jobs.lifecycle import retries
 from jobs.services import Services
 from jobs.stages.intake import preparation
 from storage.picture_report import StoredReport
-from storage.tables.jobs import Job, JobPicture, PreparedPicture, StoredPicture
+from storage.tables.jobs import Job, JobPicture
+from storage.tables.pictures import PreparedPicture, StoredPicture
 from training.data.pictures import BAD_FAULTS
 from training.spec import TrainSpec
 

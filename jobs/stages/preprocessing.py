@@ -17,7 +17,8 @@ from jobs.stages.picture_source import fetch_and_convert, prepared_before
 from jobs.stages.stage_runner import NothingToDo, holding_lease, worker_name
 from jobs.turns import RetryLater, owner_slot
 from storage.database import insert_if_absent
-from storage.tables.jobs import ACTIVE, Job, JobPicture, PreparedPicture, Status
+from storage.tables.jobs import ACTIVE, Job, JobPicture, Status
+from storage.tables.pictures import PreparedPicture
 
 # How long one message prepares pictures of an owner. What is left then is sent again, so that others get a turn.
 _GROUP_S = 5.0

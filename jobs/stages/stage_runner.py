@@ -24,7 +24,8 @@ from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.turns import RetryLater
 from storage.database import AWAY
-from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, Stage, Status, StoredPicture
+from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, Stage, Status
+from storage.tables.pictures import StoredPicture
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from sqlmodel import Session, col, select
 
 from core.errors import SpecInvalid
 from jobs.requests import envelope, recipe_options
-from storage.tables.jobs import Subject
+from storage.tables.pictures import Subject
 from training.spec import GROUPS, TrainSpec
 
 # A subject has settings of its own for these, and its base model has a short name, which has a family.

@@ -23,7 +23,8 @@ from jobs.view import JobView, View
 from notifications import webhooks
 from notifications.webhook_payload import Event, NoticeFailure, NoticeJob
 from storage.database import insert_if_absent
-from storage.tables.jobs import ACTIVE, Job, Subject
+from storage.tables.jobs import ACTIVE, Job
+from storage.tables.pictures import Subject
 from training.families.registry import BASE_MODELS
 from training.spec import MIN_PICTURES, Word
 

@@ -13,7 +13,8 @@ from jobs.services import Services
 from jobs.stages import intake, preprocessing
 from jobs.stages.stage_runner import NothingToDo, RetryLater, picture_groups, remaining_work
 from storage.picture_report import StoredReport
-from storage.tables.jobs import JobPicture, StoredPicture
+from storage.tables.jobs import JobPicture
+from storage.tables.pictures import StoredPicture
 from tests.contract.jobs import REQUEST, picture
 from tests.contract.processes import FORK
 from tests.unit.drawings import drawing, encoded

@@ -17,7 +17,8 @@ from jobs.requests.envelope import subject_name
 from jobs.services import Services
 from jobs.subjects import captions, subject_notes, subject_pictures, subject_settings
 from jobs.view import JobView
-from storage.tables.jobs import ACTIVE, Status, Subject
+from storage.tables.jobs import ACTIVE, Status
+from storage.tables.pictures import Subject
 from training.spec import MAX_CAPTION_CHARACTERS, CaptionSource
 from web.auth import ServicesDep
 from web.files import picture_response
