@@ -22,14 +22,13 @@ from rich.console import Console
 
 from cli import first_run
 from core import essential
-from core.brokers import queues
 from core.brokers.embedded_broker import EmbeddedRedis, die_with_parent
 from core.errors import BackendUnreachable, ImprintError
 from core.free_port import free_port, is_free
 from core.private import UMASK, keep_private, make_private
 from core.settings import Settings, settings
 from jobs.services import services
-from training.families.registry import trained_here
+from tasks.workers.kinds import KINDS
 
 _STOP_TIMEOUT_S = 60.0
 _RESTART_AFTER_S = 1.0
@@ -70,20 +69,12 @@ class Supervisor:
         self.members = self._members(flower, web)
 
     def _members(self, flower: bool, web: bool) -> list[Member]:
-        worker = ["worker", "--without-gossip", "--without-mingle", "--loglevel", self._settings.log_level]
-        draws = [queues.DRAW + family for family in trained_here()]
-        # On a GPU the training worker draws too: its trainings wait meanwhile. On a CPU it leaves that to another one.
-        trains = [*(queues.TRAIN + family for family in trained_here()), *draws]
-        io = f"{queues.FINISH},io,cpu,sweep"
         members = [
-            Member("io", [*worker, "-n", "io@%h", "-Q", io, "-c", str(self._settings.io_concurrency)]),
-            Member("fetch", [*worker, "-n", "fetch@%h", "-Q", "fetch,notices", "-P", "threads"]),
-            Member("train", [*worker, "-n", "train@%h", "-Q", ",".join(trains), "-P", "threads"]),
+            *(self._worker(name) for name in ("io", "fetch", "train")),
             Member("beat", ["beat", "--loglevel", "WARNING"]),
         ]
         if not _has_card(self._settings):
-            arguments = [*worker, "-n", "draw@%h", "-Q", ",".join(draws), "-P", "threads"]
-            members.append(Member("draw", arguments, {"IMPRINT_DEVICE": "cpu"}))
+            members.append(self._worker("draw", IMPRINT_DEVICE="cpu"))
         if flower:
             members.append(self._flower())
         if web:
@@ -92,6 +83,9 @@ class Supervisor:
             members.append(Member("ingress", ["imprint", "ingress"]))
         self._share_ports(members)
         return members
+
+    def _worker(self, name: str, **environment: str) -> Member:
+        return Member(name, KINDS[name].arguments(self._settings.log_level, self._settings.io_concurrency), environment)
 
     def _share_ports(self, members: list[Member]) -> None:
         """Give each member its own port for Prometheus, if one is configured."""
