@@ -88,8 +88,11 @@ def render(request: Request, template: str, status: int = 200, /, **values: Any)
     """The response for a page."""
     session = getattr(request.state, "session", None)
     named = request.query_params.get("notice", "")
-    notice = {"notice": _NOTICES.get(named, ""), "notice_is_bad": named in _BAD}
-    text = _templates().get_template(template).render(session=session, path=request.url.path, **notice, **values)
+    shared = {
+        "session": session, "path": request.url.path, "notice": _NOTICES.get(named, ""),
+        "notice_is_bad": named in _BAD, "has_oidc": request.app.state.oidc is not None,
+    }  # fmt: skip
+    text = _templates().get_template(template).render(**shared, **values)
     return HTMLResponse(text, status, HEADERS)
 
 
