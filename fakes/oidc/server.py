@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet, RSAKey
 
-CLIENT_ID, CLIENT_SECRET = "imprint", "a secret of the client"  # noqa: S105 - of the fake
+CLIENT_ID, CLIENT_SECRET = "imprint", "a secret of the client"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class FakeOidc:
             def do_POST(self) -> None:
                 provider._post(self)
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, *_: object) -> None:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

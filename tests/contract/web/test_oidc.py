@@ -218,7 +218,7 @@ def test_the_page_offers_it_where_it_is_set(site: Api, lone_api: Api) -> None:
 
 def test_every_route_of_operators_knows_viewers_from_operators(lone_api: Api) -> None:
     """By the two tables of all routes: a viewer may get, and no more; an owner may neither."""
-    rows = [row for row in (*test_matrix.ROWS, *test_page_matrix.ROWS) if row.scope == "operate"]
+    rows: list[Any] = [row for row in (*test_matrix.ROWS, *test_page_matrix.ROWS) if row.scope == "operate"]
     assert len(rows) > 20
     secrets = {scope: lone_api.token(None, scope) for scope in ("view", "operate", "read")}
     cookies = {}
