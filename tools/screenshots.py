@@ -26,10 +26,12 @@ from core.clock import utcnow
 from core.free_port import free_port
 from core.settings import Settings
 from jobs import keys, service
+from jobs.admission import pauses
+from jobs.deletion import requests
 from jobs.lifecycle import transitions
-from jobs.owners import accounts, tokens
+from jobs.owners import accounts, sign_in_links, tokens
 from jobs.services import Services
-from jobs.subjects import captions, subject_pictures, subject_settings
+from jobs.subjects import captions, picture_masks, subject_pictures, subject_settings
 from storage.tables.jobs import Job, JobPicture, PictureState, Stage, Status
 from training.families.registry import FAMILIES
 from training.lora.file import serialize_lora
@@ -62,6 +64,7 @@ class World:
     earlier: str
     waiting: str
     failed: str
+    link: str
 
 
 # ---- what is shown ------------------------------------------------------------------------------------------------
@@ -95,10 +98,18 @@ def make_world(home: Path) -> World:
         }  # fmt: skip
         session.connection().execute(sa.update(Job).where(col(Job.id) == failed).values(**ended))
     waiting = _training(services, **asked)
+    mask = subject_pictures.add(
+        services, OWNER, SUBJECT, _mask(files[0]), is_mask=True, name=picture_masks.file_name(ids[0])
+    )
+    picture_masks.use(services, OWNER, SUBJECT, ids[0], mask)
+    subject_pictures.add(services, OWNER, "old", files[0].read_bytes())
+    requests.delete_subject(services, OWNER, "old", grace_s=3600)
+    pauses.pause(services, "family:sdxl", "new drivers")
     owner_token, _ = tokens.create(services, "the browser", owner_id=OWNER)
     tokens.create(services, "the shop's server", owner_id=OWNER, days=365)
     operator_token, _ = tokens.create(services, "operators", scopes=("read", "operate"))
-    return World(services, owner_token, operator_token, ids, ready, earlier, waiting, failed)
+    link = sign_in_links.create(services, "new owner")
+    return World(services, owner_token, operator_token, ids, ready, earlier, waiting, failed, link)
 
 
 def _training(services: Services, **given: Any) -> str:
@@ -135,6 +146,16 @@ def _finish(services: Services, job_id: str, picture: Path, seed: int) -> None:
         session.connection().execute(good.values(state=PictureState.GOOD))
 
 
+def _mask(picture: Path) -> bytes:
+    """A mask of the middle of a picture."""
+    with Image.open(picture) as whole:
+        width, height = whole.size
+    mask, out = Image.new("L", (width, height)), io.BytesIO()
+    mask.paste(255, (width // 4, height // 5, 3 * width // 4, 4 * height // 5))
+    mask.save(out, "PNG")
+    return out.getvalue()
+
+
 def _lora(seed: int) -> bytes:
     chance = np.random.default_rng(seed)
     weights = {
@@ -165,12 +186,16 @@ def pages(world: World) -> dict[str, dict[str, str]]:
     """The address of every page by its name, for each kind of visitor."""
     subject, ready = f"/subjects/{SUBJECT}", f"/trainings/{world.ready}"
     return {
-        "": {"sign-in": "/sign-in"},
+        "": {"sign-in": "/sign-in", "sign-in-link": f"/sign-in/{world.link}"},
         world.owner_token: {
             "subjects": "/",
             "subject": subject,
+            "subject-new": "/subjects/bowl",
+            "subject-deleted": "/subjects/old",
             "captions": f"{subject}/captions?picture={world.pictures[1]}",
             "picture": f"{subject}/images/{world.pictures[0]}/edit",
+            "trainings": "/trainings",
+            "trainings-none": "/trainings?subject=nothing",
             "training-waiting": f"/trainings/{world.waiting}",
             "training-ready": ready,
             "training-failed": f"/trainings/{world.failed}",
@@ -178,6 +203,7 @@ def pages(world: World) -> dict[str, dict[str, str]]:
             "compare": f"{ready}/compare?with={world.earlier}",
             "samples": f"{ready}/samples?prompt=0&step=1000&beside=0",
             "account": "/account",
+            "signed-in": "/signed-in",
             "not-found": "/trainings/job_0",
         },
         world.operator_token: {
@@ -214,7 +240,7 @@ def shoot(browser: Browser, base: str, token: str, addresses: dict[str, str], ou
             context = browser.new_context(base_url=base, viewport=viewport, color_scheme=scheme)  # type: ignore[arg-type]
             page = context.new_page()
             if token:
-                _sign_in(page, token)
+                sign_in(page, token)
             for name, address in addresses.items():
                 if only in name:
                     page.goto(address, wait_until="load")
@@ -223,7 +249,8 @@ def shoot(browser: Browser, base: str, token: str, addresses: dict[str, str], ou
             context.close()
 
 
-def _sign_in(page: Page, token: str) -> None:
+def sign_in(page: Page, token: str) -> None:
+    """Sign in with a token."""
     page.goto("/sign-in")
     page.get_by_label("API token").fill(token)
     page.get_by_role("button", name="Sign in").click()

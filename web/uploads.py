@@ -60,11 +60,17 @@ class Uploads:
 
 
 async def store_uploads(
-    request: Request, services: Services, caller: Caller, subject_id: str, *, is_mask: bool = False
+    request: Request,
+    services: Services,
+    caller: Caller,
+    subject_id: str,
+    *,
+    is_mask: bool = False,
+    name: str | None = None,
 ) -> StoredImages:
     """Store the files of a form. Raises RequestRefused, SpecInvalid or RequestValidationError.
 
-    Once the client has gone, no further file is stored.
+    Once the client has gone, no further file is stored. `name`: store the first file under this name, and no other.
     """
     uploads: Uploads = request.app.state.uploads
     with uploads.hold(request, caller):
@@ -73,6 +79,9 @@ async def store_uploads(
                 files = [part for name, part in form.multi_items() if name == "files" and isinstance(part, UploadFile)]
                 if not files:
                     raise SpecInvalid.of({"files": "the form contains no files"})
+                if name is not None:
+                    files[0].filename = name
+                    del files[1:]
                 return await _store(request, services, caller.owner_id, subject_id, files, is_mask)
         except HTTPException as error:
             if error.detail.startswith("Too many files"):

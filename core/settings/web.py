@@ -39,6 +39,12 @@ class WebSettings(BaseModel):
         "Unset: a random one, stored under home.",
     )
 
+    web_undo_s: float = Field(
+        600.0,
+        ge=0,
+        description="A deletion on the page begins after this time, or after `IMPRINT_DELETION_GRACE_S` if that is "
+        "longer; until then it can be undone there.",
+    )
     web_top_up_url: str | None = Field(
         None,
         pattern=r"^https?://[^\s]+$",

@@ -21,7 +21,7 @@ from notifications import outbox
 from storage.owners import names_in_use
 from storage.tables.access import ApiToken, StoredSession
 from storage.tables.deletions import Deletion, DeletionKind, DeletionState
-from storage.tables.jobs import StoredPicture
+from storage.tables.pictures import StoredPicture
 
 TOPIC = "deletion"  # of the messages that launch one
 
@@ -41,13 +41,20 @@ class DeletionView(View):
     finished_at: Time | None
 
 
-def delete_training(services: Services, job_id: str, owner_id: str | None = None) -> DeletionView:
-    """Delete a training with its files; an active one is cancelled first. Raises NotFound as `service.get_job` does."""
+def delete_training(services: Services, job_id: str, owner_id: str | None = None, grace_s: float = 0) -> DeletionView:
+    """Delete a training with its files; an active one is cancelled first. Raises NotFound as `service.get_job` does.
+
+    `grace_s`, here and below: how long it can be undone at least, whatever the settings say.
+    """
     with services.database.writing() as session:
         if (done := _find(session, DeletionKind.TRAINING, owner_id, target_id=job_id)) is not None:
             return view_of(done)
         job = service.get_job(session, job_id, owner_id)
-        return view_of(request(session, services.settings, DeletionKind.TRAINING, job.owner_id, job.subject_id, job_id))
+        return view_of(
+            request(
+                session, services.settings, DeletionKind.TRAINING, job.owner_id, job.subject_id, job_id, grace_s=grace_s
+            )
+        )
 
 
 def delete_picture(services: Services, picture_id: str) -> DeletionView:
@@ -61,7 +68,7 @@ def delete_picture(services: Services, picture_id: str) -> DeletionView:
         return view_of(done)
 
 
-def delete_subject(services: Services, owner_id: str, subject_id: str) -> DeletionView:
+def delete_subject(services: Services, owner_id: str, subject_id: str, grace_s: float = 0) -> DeletionView:
     """Delete a subject with its pictures, trainings, LoRA files, drawings and settings.
 
     Raises NotFound if nothing is stored of it.
@@ -69,10 +76,10 @@ def delete_subject(services: Services, owner_id: str, subject_id: str) -> Deleti
     with services.database.writing() as session:
         if not rows.has_subject(session, owner_id, subject_id):
             raise NotFound(f"there is no subject {subject_id}")
-        return view_of(request(session, services.settings, DeletionKind.SUBJECT, owner_id, subject_id))
+        return view_of(request(session, services.settings, DeletionKind.SUBJECT, owner_id, subject_id, grace_s=grace_s))
 
 
-def delete_owner(services: Services, owner_id: str) -> DeletionView:
+def delete_owner(services: Services, owner_id: str, grace_s: float = 0) -> DeletionView:
     """Delete an owner with all subjects, tokens and settings. The account's entries stay under a pseudonym.
 
     Raises NotFound if nothing belongs to an owner of this name.
@@ -80,7 +87,7 @@ def delete_owner(services: Services, owner_id: str) -> DeletionView:
     with services.database.writing() as session:
         if owner_id not in names_in_use(session.connection()):
             raise NotFound(f"nothing belongs to an owner called {owner_id!a}")
-        return view_of(request(session, services.settings, DeletionKind.OWNER, owner_id))
+        return view_of(request(session, services.settings, DeletionKind.OWNER, owner_id, grace_s=grace_s))
 
 
 def get(services: Services, deletion_id: str, owner_id: str | None = None) -> DeletionView:
@@ -102,10 +109,14 @@ def list_open(services: Services, owner_id: str | None = None, limit: int = 100)
         return [view_of(one) for one in found]
 
 
-def undo(services: Services, deletion_id: str, owner_id: str | None = None) -> None:
-    """Undo a deletion that waits. Raises NotFound as `get` does, and IllegalMove once it has begun."""
+def undo(services: Services, deletion_id: str, owner_id: str | None = None) -> DeletionView:
+    """Undo a deletion that waits; returns it as it was.
+
+    Raises NotFound as `get` does, and IllegalMove once it has begun.
+    """
     with services.database.writing() as session:
         deletion = _get(session, deletion_id, owner_id, lock=True)
+        before = view_of(deletion)
         if deletion.state != DeletionState.WAITING:
             raise IllegalMove("the deletion has begun and cannot be undone")
         if deletion.kind == DeletionKind.PICTURE:
@@ -113,17 +124,19 @@ def undo(services: Services, deletion_id: str, owner_id: str | None = None) -> N
             session.connection().execute(back.values(removed_at=None))
         _log(session, "deletion.undone", deletion)
         session.delete(deletion)
+        return before
 
 
 # ---- written in the caller's transaction ----------------------------------------------------------------------
 
 
-def remove_picture(session: Session, settings: Settings, picture: StoredPicture) -> Deletion:
+def remove_picture(session: Session, settings: Settings, picture: StoredPicture, grace_s: float = 0) -> Deletion:
     """Remove a picture from its subject, and delete it once no active training uses it."""
     lock_owner(session, picture.owner_id)
     gone = sa.update(StoredPicture).where(col(StoredPicture.id) == picture.id, col(StoredPicture.removed_at).is_(None))
     session.connection().execute(gone.values(removed_at=utcnow()))
-    return request(session, settings, DeletionKind.PICTURE, picture.owner_id, picture.subject_id, picture.id)
+    owner_id, subject_id = picture.owner_id, picture.subject_id
+    return request(session, settings, DeletionKind.PICTURE, owner_id, subject_id, picture.id, grace_s=grace_s)
 
 
 def was_deleted(session: Session, owner_id: str, picture_id: str) -> bool:
@@ -138,6 +151,8 @@ def request(
     owner_id: str,
     subject_id: str | None = None,
     target_id: str | None = None,
+    *,
+    grace_s: float = 0,
 ) -> Deletion:
     """Write a deletion and the message that launches it. A second request for the same thing finds the first one."""
     lock_owner(session, owner_id)
@@ -145,7 +160,7 @@ def request(
         return found
     refuse_if_deleting(session, owner_id, subject_id)
     now = utcnow()
-    due = now + timedelta(seconds=settings.deletion_grace_s)
+    due = now + timedelta(seconds=max(settings.deletion_grace_s, grace_s))
     deletion_id = new_id("del")
     deletion = Deletion(
         id=deletion_id,

@@ -3,7 +3,7 @@
 Jobs that run are limited by admission: more are accepted, and wait.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -24,7 +24,8 @@ from jobs.view import Time, View
 from storage.database import lock_name
 from storage.tables.access import ApiToken
 from storage.tables.audit import UsageLimit
-from storage.tables.jobs import ACTIVE, Job, Stage, StoredPicture
+from storage.tables.jobs import ACTIVE, Job, Stage
+from storage.tables.pictures import StoredPicture
 
 OF_JOBS = ("running_jobs", "waiting_jobs", "jobs_per_day", "credits_per_day")
 OF_FILES = ("pictures", "bytes_stored")
@@ -178,6 +179,20 @@ def change(
         about = {"token_id": token_id} if token_id else {}
         audit_log.record(session, "limit.changed", owner_id=owner_id, name=name, value=value, **about)
     due.open_places(services.database, QUEUES)
+
+
+def change_all(services: Services, owner_id: str, values: Mapping[str, int | None]) -> None:
+    """Set those of an owner's own limits that differ from `values`; None: the setting again. Raises as `change`."""
+    own = own_limits(services, owner_id)
+    for name, value in values.items():
+        if own.get(name) != value:
+            change(services, name, value, owner_id=owner_id)
+
+
+def own_limits(services: Services, owner_id: str) -> dict[str, int]:
+    """The limits that were set for this owner, without those of the settings."""
+    with services.database.reading() as session:
+        return _stored(session, col(UsageLimit.owner_id) == owner_id)
 
 
 def list_limits(services: Services, owner_id: str) -> Sequence[LimitView]:

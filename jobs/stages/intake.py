@@ -13,11 +13,13 @@ from core.picture_names import plain_name, source_name
 from jobs import keys, shared_objects
 from jobs.deletion import guard
 from jobs.owners import limits
-from jobs.requests.training_request import TrainingRequest, label_of
+from jobs.requests.envelope import label_of
+from jobs.requests.training_request import TrainingRequest
 from jobs.services import Services
 from jobs.stages import preflight
 from storage.database import lock_name
-from storage.tables.jobs import JobPicture, PictureState, PreparedPicture, StoredPicture
+from storage.tables.jobs import JobPicture, PictureState
+from storage.tables.pictures import PreparedPicture, StoredPicture
 from training.data.dataset import Manifest
 from training.ports import Example
 from training.spec import TrainSpec
@@ -28,7 +30,8 @@ def store_picture(
 ) -> str:
     """Store a picture of a subject, or a mask; returns the id that `images` may name. `name`: of its file, for people.
 
-    The same bytes have the same id. A picture that was removed is restored by this.
+    The same bytes have the same id; masks only under the same name, by which they belong to a picture. A picture that
+    was removed is restored by this.
     """
     sha256 = hashlib.sha256(data).hexdigest()
     key = keys.original(sha256)
@@ -39,6 +42,8 @@ def store_picture(
         StoredPicture.sha256 == sha256,
         StoredPicture.is_mask == is_mask,
     )
+    if is_mask:
+        query = query.where(col(StoredPicture.name) == plain_name(name) if name else col(StoredPicture.name).is_(None))
 
     def record(session: Session) -> str:
         guard.lock_owner(session, owner_id)

@@ -13,12 +13,13 @@ from sqlmodel import Session, col, func, select
 from core.errors import IllegalMove, ImageInvalid, NotFound
 from jobs import keys, shared_objects
 from jobs.deletion import requests
+from jobs.deletion.requests import DeletionView
 from jobs.services import Services
 from jobs.stages import intake, picture_source
 from storage.database import insert_if_absent
 from storage.picture_report import StoredReport
-from storage.tables.jobs import PreparedPicture, StoredPicture, Subject
-from training.data.folders.picture_folder import compared_stem
+from storage.tables.pictures import PreparedPicture, StoredPicture, Subject
+from training.data.folders.file_names import compared_stem
 from training.data.framing import Frame, View
 from training.data.quality import Repeats, near_duplicates
 from training.data.thumbnail import thumbnail
@@ -145,17 +146,19 @@ def usable_ids(session: Session, owner_id: str, subject_id: str) -> list[str]:
     return [picture.id for picture, verdict in _judged(session, owner_id, subject_id, frame) if not verdict.faults]
 
 
-def remove(services: Services, owner_id: str, subject_id: str, picture_id: str) -> None:
-    """Remove a picture; it is deleted as soon as no active training uses it.
+def remove(
+    services: Services, owner_id: str, subject_id: str, picture_id: str, grace_s: float = 0
+) -> DeletionView | None:
+    """Remove a picture; it is deleted as soon as no active training uses it, and not before `grace_s`.
 
-    Removing it again changes nothing. Raises NotFound.
+    Removing it again changes nothing; the result is None if it was deleted before. Raises NotFound.
     """
     with services.database.writing() as session:
         is_gone = session.get(StoredPicture, picture_id) is None
         if is_gone and requests.was_deleted(session, owner_id, picture_id):
-            return
+            return None
         picture = get_row(session, owner_id, subject_id, picture_id)
-        requests.remove_picture(session, services.settings, picture)
+        return requests.view_of(requests.remove_picture(session, services.settings, picture, grace_s))
 
 
 def get(services: Services, owner_id: str, subject_id: str, picture_id: str) -> SubjectPicture:
@@ -204,14 +207,20 @@ def frame_of(spec: TrainSpec) -> Frame:
 
 
 def with_masks(services: Services, owner_id: str, subject_id: str, images: Sequence[Any]) -> list[Any]:
-    """The pictures of a request, each id with the subject's newest mask of the same name, if there is one."""
+    """The pictures of a request, each id with its mask, if it has one.
+
+    That is the newest mask that is named by the id of the picture (`picture_masks`), or else by the picture's name.
+    """
     with services.database.reading() as session:
         masks = session.exec(
             select(StoredPicture).where(*belongs_to(owner_id, subject_id, True)).order_by(*OLDEST_FIRST)
         )
         by_name = {compared_stem(mask.name): mask.id for mask in masks if mask.name}
         pictures = session.exec(select(StoredPicture).where(*belongs_to(owner_id, subject_id)))
-        found = {one.id: by_name.get(compared_stem(one.name)) for one in pictures if one.name}
+        found = {
+            one.id: by_name.get(compared_stem(f"{one.id}.png")) or (one.name and by_name.get(compared_stem(one.name)))
+            for one in pictures
+        }
     return [
         {"ref": image, "mask": mask} if isinstance(image, str) and (mask := found.get(image)) else image
         for image in images

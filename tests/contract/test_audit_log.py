@@ -65,6 +65,7 @@ _ENDS = {  # of the last parts of a path that is not a GET
     "DELETE /api/operate/pauses/{scope}": "admission.resumed", "/operate/approvals/{id}": "job.approved",
     "/operators/jobs/{id}/cancel": "job.cancelled", "/operators/jobs/{id}/refund": "credits.refunded",
     "/operators/owners/{owner}/grant": "credits.granted", "/operators/owners/{owner}/tokens": "token.created",
+    "/operators/owners/{owner}/limits": "limit.changed", "/operators/owners/{owner}/rename": "owner.renamed",
     "/operators/tokens/{tokenId}/revoke": "token.revoked", "/operators/pauses": "admission.paused",
     "/operators/pauses/end": "admission.resumed", "/operators/workers/drain": "worker.drained",
     "/operators/trainings/{id}/decide": "job.approved", "/operators/pictures/{sha256}/decide": "picture.accepted",
@@ -75,13 +76,13 @@ _ENDS = {  # of the last parts of a path that is not a GET
     "/deletions/{deletionId}/undo": "deletion.undone", "DELETE /api/influencer/{id}": "deletion.requested",
     "DELETE /api/trainings/{id}": "deletion.requested", "/delete": "deletion.requested",
     "DELETE /api/influencer/{id}/images/{imageId}": "deletion.requested",
-    "/images/{imageId}/remove": "deletion.requested",
+    "/images/{imageId}/remove": "deletion.requested", "/images/{imageId}/unmask": "deletion.requested",
 }  # fmt: skip
 _QUIET_ENDS = (
     "/settings", "/recipe", "/recipe/preset", "/recipe/import",
     "/automatic", "/images", "/caption", "/captions", "/captions/undo", "/captions/{imageId}",
     "/captions/all/replace", "/captions/all/prepend", "/captions/all/undo", "/captions/all/import", "/uncrop",
-    "/crop", "/notes", "/dismiss",
+    "/crop", "/mask", "/notes", "/dismiss",
     "PATCH /api/influencer/{id}/images/{imageId}",
 )  # fmt: skip
 

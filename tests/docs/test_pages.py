@@ -16,7 +16,7 @@ from cli.main import imprint
 from cli.stack import Supervisor
 from core.errors import FailureCode
 from core.settings import Settings
-from jobs.requests.training_request import Envelope
+from jobs.requests.envelope import Envelope
 from jobs.view import view_of
 from notifications.signing import parse_secrets, sign
 from notifications.webhook_payload import EVENTS, status_of

@@ -201,14 +201,19 @@ def delete(
 ) -> Response:
     if confirm.strip() != caller.owner_id:
         raise SpecInvalid.of({"confirm": "write your owner's name as it is shown"})
-    requests.delete_owner(services, caller.owner_id)
-    return RedirectResponse("/sign-in", 303)
+    deletion = requests.delete_owner(services, caller.owner_id, services.settings.web_undo_s)
+    return RedirectResponse("/account?notice=deleting" if deletion.status == "waiting" else "/sign-in", 303)
 
 
 @router.post("/deletions/{deletionId}/undo")
 def undo_deletion(services: ServicesDep, caller: PageTrainerDep, deletion_id: DeletionId) -> Response:
-    requests.undo(services, deletion_id, caller.owner_id)
-    return RedirectResponse("/account?notice=undone", 303)
+    undone = requests.undo(services, deletion_id, caller.owner_id)
+    back = "/account"
+    if undone.kind == "training":
+        back = f"/trainings/{undone.target_id}"
+    elif undone.subject_id:
+        back = f"/subjects/{segment(undone.subject_id)}"
+    return RedirectResponse(f"{back}?notice=undone", 303)
 
 
 @router.post("/account/sessions/{sessionId}/end")

@@ -4,11 +4,13 @@ from typing import Annotated, Literal
 from uuid import uuid4
 
 from fastapi import APIRouter, Form, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 
+from core.errors import SpecInvalid
 from jobs import overview, screening, service
 from jobs.admission import approvals, pauses, workers
-from jobs.owners import accounts, audit_log, search, tokens
+from jobs.owners import accounts, audit_log, limits, search, tokens, unusable_names
 from jobs.remote import trainers
 from jobs.services import Services
 from tasks.workers import fleet
@@ -132,7 +134,14 @@ def owner(request: Request, services: ServicesDep, _: PageOperatorDep, owner_id:
 
 def _owner(request: Request, services: Services, owner_id: str, secret: str | None = None) -> Response:
     found = search.owner_history(services, owner_id)
-    return render(request, "operators_owner.html", found=found, key=uuid4().hex, secret=secret)
+    return render(
+        request,
+        "operators_owner.html",
+        found=found,
+        own_limits=limits.own_limits(services, owner_id),
+        key=uuid4().hex,
+        secret=secret,
+    )
 
 
 @router.post("/owners/{owner}/grant")
@@ -166,6 +175,33 @@ def revoke_token(services: ServicesDep, _: PageOperatorDep, token_id: TokenId) -
     token = tokens.revoke(services, token_id)
     to = f"/operators/owners/{segment(token.owner_id)}" if token.owner_id else "/operators"
     return RedirectResponse(f"{to}?notice=revoked", 303)
+
+
+@router.post("/owners/{owner}/limits")
+async def change_limits(request: Request, services: ServicesDep, _: PageOperatorDep, owner_id: OwnerPath) -> Response:
+    """Set every limit that was changed in the form; an empty field is the installation's limit again."""
+    form = await request.form(max_files=0, max_fields=20)
+    values: dict[str, int | None] = {}
+    faults = {}
+    for name in limits.NAMES:
+        typed = form.get(name)
+        if isinstance(typed, str):
+            digits = typed.strip()
+            if digits and not (digits.isascii() and digits.isdigit() and len(digits) < 17):
+                faults[name] = "must be a whole number, or empty"
+            values[name] = int(digits) if digits and name not in faults else None
+    if faults:
+        raise SpecInvalid.of(faults)
+    await run_in_threadpool(limits.change_all, services, owner_id, values)
+    return RedirectResponse(f"/operators/owners/{segment(owner_id)}?notice=limits#limits", 303)
+
+
+@router.post("/owners/{owner}/rename")
+def rename(
+    services: ServicesDep, _: PageOperatorDep, owner_id: OwnerPath, new: Annotated[str, Form(max_length=300)]
+) -> Response:
+    name = unusable_names.rename(services, owner_id, new)
+    return RedirectResponse(f"/operators/owners/{segment(name)}?notice=renamed", 303)
 
 
 # ---- queues and workers -------------------------------------------------------------------------------------------

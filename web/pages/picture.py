@@ -1,16 +1,19 @@
-"""The editor of one picture: the part of it that is trained."""
+"""The editor of one picture: the part of it that is trained, and its mask."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, RedirectResponse
 
-from jobs.subjects import captions, crops, subject_pictures, subject_settings
+from core.errors import NotFound
+from jobs.subjects import captions, crops, picture_masks, subject_pictures, subject_settings
 from web.auth import ServicesDep
 from web.files import picture_response
 from web.pages.render import render, segment
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
 from web.parameters import PictureId, SubjectId
+from web.uploads import store_uploads
 
 router = APIRouter(prefix="/subjects/{id}/images/{imageId}", route_class=PageRoute, include_in_schema=False)
 
@@ -33,6 +36,8 @@ def editor(
         total=len(ids),
         before=ids[at - 1] if at else None,
         after=ids[at + 1] if at + 1 < len(ids) else None,
+        mask_id=picture_masks.find(services, caller.owner_id, subject_id, picture_id),
+        masks_count=picture_masks.are_counted(subject_settings.get(services, caller.owner_id, subject_id).recipe),
         may_train="train" in caller.token.scopes,
     )
 
@@ -59,6 +64,38 @@ def crop(
 def uncrop(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId, picture_id: PictureId) -> Response:
     crops.set_crop(services, caller.owner_id, subject_id, picture_id, None)
     return _to_editor(subject_id, picture_id, "uncropped")
+
+
+@router.get("/mask")
+def mask(services: ServicesDep, caller: PageReaderDep, subject_id: SubjectId, picture_id: PictureId) -> Response:
+    """The mask of a picture, white where the picture counts."""
+    mask_id = picture_masks.find(services, caller.owner_id, subject_id, picture_id)
+    if mask_id is None:
+        raise NotFound(f"picture {picture_id} has no mask")
+    answer = picture_response(subject_pictures.large(services, caller.owner_id, subject_id, mask_id), "mask.jpg")
+    answer.headers["Cache-Control"] = "private, no-cache"  # it changes with the next mask
+    return answer
+
+
+@router.post("/mask")
+async def set_mask(
+    request: Request, services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId, picture_id: PictureId
+) -> Response:
+    """Store a mask that was drawn or uploaded. The script sends its drawing and gets JSON."""
+    await run_in_threadpool(subject_pictures.get, services, caller.owner_id, subject_id, picture_id)
+    name = picture_masks.file_name(picture_id)
+    stored = await store_uploads(request, services, caller, subject_id, is_mask=True, name=name)
+    mask_id = stored.images[0].id
+    await run_in_threadpool(picture_masks.use, services, caller.owner_id, subject_id, picture_id, mask_id)
+    if request.headers.get("accept") == "application/json":
+        return JSONResponse({"id": mask_id}, 201)
+    return _to_editor(subject_id, picture_id, "masked")
+
+
+@router.post("/unmask")
+def unmask(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId, picture_id: PictureId) -> Response:
+    picture_masks.remove(services, caller.owner_id, subject_id, picture_id)
+    return _to_editor(subject_id, picture_id, "unmasked")
 
 
 def _to_editor(subject_id: str, picture_id: str, notice: str) -> Response:

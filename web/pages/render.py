@@ -1,6 +1,7 @@
 """Rendering of templates: texts and number formats that all pages share, and the security headers."""
 
 import hashlib
+import re
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -57,6 +58,8 @@ _NOTICES = {
     "imported": "Captions read from the files.",
     "cropped": "Later trainings see this part.",
     "uncropped": "Later trainings see the whole picture.",
+    "masked": "Mask saved. Later trainings count only what it shows.",
+    "unmasked": "Mask removed.",
     "removed": "Picture removed. Trainings that use it continue.",
     "uploaded": "Pictures stored.",
     "some": "Some files were not stored, because they are not pictures.",  # see `_BAD`
@@ -67,11 +70,13 @@ _NOTICES = {
     "drawing": "Drawing started.",
     "undrawn": "Drawing cancelled.",
     "delivered": "Downloads and drawings use this checkpoint now.",
-    "deleting": "The deletion is under way.",
+    "deleting": "It will be deleted.",
     "undone": "The deletion is undone.",
     "notices": "Notices saved.",
     "recipe": "Recipe saved. The next training uses it.",
     "granted": "Credits granted.",
+    "limits": "Limits saved.",
+    "renamed": "The owner is renamed. Applications must send the new name from now on.",
     "refunded": "Credits refunded.",
     "paused": "Paused: nothing new starts.",
     "resumed": "The pause has ended.",
@@ -88,10 +93,15 @@ def render(request: Request, template: str, status: int = 200, /, **values: Any)
     """The response for a page."""
     session = getattr(request.state, "session", None)
     named = request.query_params.get("notice", "")
+    undo = request.query_params.get("undo", "")
     shared = {
-        "session": session, "path": request.url.path, "notice": _NOTICES.get(named, ""),
-        "notice_is_bad": named in _BAD, "has_oidc": request.app.state.oidc is not None,
-    }  # fmt: skip
+        "session": session,
+        "path": request.url.path,
+        "has_oidc": request.app.state.oidc is not None,
+        "notice": _NOTICES.get(named, ""),
+        "notice_is_bad": named in _BAD,
+        "undo": undo if re.fullmatch("del_[a-z0-9]{1,60}", undo) else "",
+    }
     text = _templates().get_template(template).render(**shared, **values)
     return HTMLResponse(text, status, HEADERS)
 

@@ -11,12 +11,14 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from core.errors import IllegalMove, KeyReused, SpecInvalid
 from jobs import overview, service
 from jobs.deletion import requests
+from jobs.deletion.requests import DeletionView
 from jobs.owners import accounts
-from jobs.requests.training_request import subject_name
+from jobs.requests.envelope import subject_name
 from jobs.services import Services
 from jobs.subjects import captions, subject_notes, subject_pictures, subject_settings
 from jobs.view import JobView
-from storage.tables.jobs import ACTIVE, Status, Subject
+from storage.tables.jobs import ACTIVE, Status
+from storage.tables.pictures import Subject
 from training.spec import MAX_CAPTION_CHARACTERS, CaptionSource
 from web.auth import ServicesDep
 from web.files import picture_response
@@ -114,8 +116,14 @@ def subject(
         available=accounts.balance(services, owner_id).available,
         caption_sources=_caption_sources(services),
         key=uuid4().hex,
+        deletion=next((one for one in _deletions(services, owner_id) if one.subject_id == subject_id), None),
         may_train="train" in caller.token.scopes,
     )
+
+
+def _deletions(services: Services, owner_id: str) -> list[DeletionView]:
+    """The deletions of whole subjects that are not done."""
+    return [one for one in requests.list_open(services, owner_id) if one.kind == "subject"]
 
 
 def _prefilled(services: Services, kept: Subject, like: str, trainings: Sequence[JobView]) -> TrainForm:
@@ -128,7 +136,8 @@ def _prefilled(services: Services, kept: Subject, like: str, trainings: Sequence
     if like:
         return TrainForm.of_training(service.get(services, like, kept.owner_id))
     if kept.base_model or kept.recipe:
-        return TrainForm.of_subject(kept)
+        saved = TrainForm.of_subject(kept)
+        return saved if kept.base_model else replace(saved, base_model=subject_form.usable_base(services))
     if trainings:
         return replace(TrainForm.of_training(trainings[0]), like="")
     return replace(TrainForm.of_subject(kept), base_model=subject_form.usable_base(services))
@@ -269,8 +278,10 @@ async def upload(request: Request, services: ServicesDep, caller: PageTrainerDep
 
 @router.post("/subjects/{id}/delete")
 def delete(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId) -> Response:
-    requests.delete_subject(services, caller.owner_id, subject_id)
-    return RedirectResponse("/account?notice=deleting", 303)
+    deletion = requests.delete_subject(services, caller.owner_id, subject_id, services.settings.web_undo_s)
+    if deletion.status != "waiting":
+        return RedirectResponse("/account?notice=deleting", 303)
+    return _redirect(subject_id, "deleting")
 
 
 @router.get("/subjects/{id}/images/{imageId}")
@@ -299,8 +310,8 @@ def dismiss_notes(services: ServicesDep, caller: PageTrainerDep, subject_id: Sub
 
 @router.post("/subjects/{id}/images/{imageId}/remove")
 def remove(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId, picture_id: PictureId) -> Response:
-    subject_pictures.remove(services, caller.owner_id, subject_id, picture_id)
-    return _redirect(subject_id, "removed")
+    removed = subject_pictures.remove(services, caller.owner_id, subject_id, picture_id, services.settings.web_undo_s)
+    return _redirect(subject_id, f"removed&undo={removed.id}" if removed and removed.status == "waiting" else "removed")
 
 
 def _redirect(subject_id: str, notice: str = "") -> Response:

@@ -79,6 +79,7 @@ def training(
         usage=_usage(services, view) if view.lora and view.status == Status.READY else [],
         may_train="train" in caller.token.scopes,
         seconds_trained=view.train_seconds,
+        deletion=next((one for one in requests.list_open(services, owner_id) if one.target_id == job_id), None),
     )
 
 
@@ -144,8 +145,9 @@ def accept_captions(services: ServicesDep, caller: PageTrainerDep, job_id: Train
 
 @router.post("/delete")
 def delete(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
-    requests.delete_training(services, job_id, caller.owner_id)
-    return RedirectResponse("/account?notice=deleting", 303)
+    deletion = requests.delete_training(services, job_id, caller.owner_id, services.settings.web_undo_s)
+    to = f"/trainings/{job_id}" if deletion.status == "waiting" else "/account"
+    return RedirectResponse(f"{to}?notice=deleting", 303)
 
 
 @router.post("/again")

@@ -1,12 +1,15 @@
 """Deletions over HTTP and on the page: accepted once, looked up, undone, and confirmed where much is lost."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
 
 from core.settings import Settings
+from jobs.deletion import requests
 from jobs.deletion import run as deletions
 from tests.contract.web.conftest import REX, Api, make_api, problem
+from tests.contract.web.page import Visit
 from tests.contract.web.test_page_matrix import HERE
 from web.pages.session import COOKIE
 
@@ -74,6 +77,22 @@ def patient(settings: Settings) -> Iterator[Api]:
     yield from make_api(settings.model_copy(update={"deletion_grace_s": 3600.0}))
 
 
+def test_what_is_deleted_on_the_page_can_be_undone_by_default(api: Api) -> None:
+    ada = api.token("ada")
+    images = api.upload(ada, 6)
+    job_id = api.train(ada, images).json()["id"]
+    page = Visit.of(api, "ada", "read", "train")
+    for address, back in ((f"/trainings/{job_id}", f"/trainings/{job_id}"), ("/subjects/rex", "/subjects/rex")):
+        assert page.post(f"{address}/delete").headers["location"] == f"{back}?notice=deleting"
+        [waiting] = requests.list_open(api.services, "ada")
+        assert (waiting.status, 500 < (waiting.due_at - waiting.created_at).total_seconds() < 700) == ("waiting", True)
+        assert page.post(f"/deletions/{waiting.id}/undo").headers["location"] == f"{back}?notice=undone"
+    assert page.post("/account/delete", confirm="ada").headers["location"] == "/account?notice=deleting"
+    [waiting] = requests.list_open(api.services, "ada")
+    assert page.post(f"/deletions/{waiting.id}/undo").headers["location"] == "/account?notice=undone"
+    assert api.call("DELETE", REX, ada).json()["status"] == "running"  # applications are not asked to wait
+
+
 def test_a_deletion_that_waits_is_undone_by_call_and_by_form(patient: Api) -> None:
     ada = patient.token("ada")
     images = patient.upload(ada, 2)
@@ -92,8 +111,15 @@ def test_a_deletion_that_waits_is_undone_by_call_and_by_form(patient: Api) -> No
     shown = patient.call("GET", "/account", headers=headers).text
     assert f"/deletions/{waiting['id']}/undo" in shown
     assert "Delete everything" in shown
-    assert patient.call("POST", f"/deletions/{waiting['id']}/undo", headers=headers).status_code == 303
+    assert "Undo the deletion" in patient.call("GET", "/subjects/rex", headers=headers).text
+    undone = patient.call("POST", f"/deletions/{waiting['id']}/undo", headers=headers)
+    assert (undone.status_code, undone.headers["location"]) == (303, "/subjects/rex?notice=undone")
     assert patient.call("GET", "/api/deletions", ada).json() == {"deletions": []}
+    assert patient.call("GET", f"{REX}/images/{images[0]}/preview", ada).status_code == 200
+    # The page offers to undo right where a picture was removed.
+    removed = patient.call("POST", f"/subjects/rex/images/{images[0]}/remove", headers=headers).headers["location"]
+    [undo] = re.findall(r'action="(/deletions/[a-z0-9_]+/undo)"', patient.call("GET", removed, headers=headers).text)
+    assert patient.call("POST", undo, headers=headers).headers["location"] == "/subjects/rex?notice=undone"
     assert patient.call("GET", f"{REX}/images/{images[0]}/preview", ada).status_code == 200
     wrong = patient.call("POST", "/account/delete", headers=headers, data={"confirm": "bob"})
     assert wrong.status_code == 422

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from core.errors import NotFound
-from jobs.subjects import captions, crops, subject_pictures
+from jobs.subjects import captions, crops, picture_masks, subject_pictures, subject_settings
 from tests.contract.web.conftest import Api
 from tests.contract.web.test_results import cookie_of
+from tests.site import MASCOT
 
 REX = "/subjects/rex"
 
@@ -124,3 +125,44 @@ def test_the_part_that_is_trained_is_chosen_and_reset(editor: Editor) -> None:
     outside = editor.api.call("POST", f"{REX}/images/{picture_id}/crop", headers=editor.headers,
                               data=box | {"left": "99999"})  # fmt: skip
     assert outside.status_code == 422
+
+
+def mask(editor: Editor, picture_id: str, size: tuple[int, int], lightness: int = 255) -> httpx2.Response:
+    """Upload a mask of one lightness through the form."""
+    out = io.BytesIO()
+    Image.new("L", size, lightness).save(out, "PNG")
+    path = f"{REX}/images/{picture_id}/mask"
+    return editor.api.call("POST", path, headers=editor.headers, files=[("files", ("any.png", out.getvalue()))])
+
+
+def test_a_mask_belongs_to_its_picture_until_it_is_removed(editor: Editor) -> None:
+    services, first = editor.api.services, editor.images[0]
+    out = io.BytesIO()
+    Image.open(sorted(MASCOT.glob("*.png"))[0]).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(out, "PNG")
+    second = subject_pictures.add(services, "ada", "rex", out.getvalue())  # as large, and without a name
+    one = subject_pictures.get(services, "ada", "rex", first)
+    half = (one.width // 2, one.height // 2)
+    assert picture_masks.find(services, "ada", "rex", first) is None
+    for picture_id in (first, second):  # the same bytes for two pictures
+        assert mask(editor, picture_id, half).status_code == 303
+    pictures = [first, second, editor.images[1]]
+    found = [picture_masks.find(services, "ada", "rex", picture_id) for picture_id in pictures]
+    assert found[0] != found[1]
+    assert found[2] is None
+    assert picture_masks.are_counted(subject_settings.get(services, "ada", "rex").recipe)
+    given = subject_settings.training_arguments(services, "ada", "rex", {"images": pictures})
+    assert [one["mask"] if isinstance(one, dict) else None for one in given["images"]] == found
+
+    mask(editor, first, half, 90)
+    assert len(subject_pictures.list_masks(services, "ada", "rex")) == 2  # it takes the place of the one before
+    mask(editor, first, half)  # the first one again
+    shown = editor.api.call("GET", f"{REX}/images/{first}/mask", headers=editor.headers)
+    with Image.open(io.BytesIO(shown.content)) as picture:
+        assert picture.convert("L").getextrema() == (255, 255)
+    assert mask(editor, first, (90, 400)).status_code == 422  # of another shape: the one before stays
+    assert picture_masks.find(services, "ada", "rex", first) == found[0]
+
+    for picture_id in (first, second):
+        editor.post(f"/images/{picture_id}/unmask")
+        assert picture_masks.find(services, "ada", "rex", picture_id) is None
+    assert subject_settings.get(services, "ada", "rex").recipe is None

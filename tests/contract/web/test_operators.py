@@ -6,7 +6,7 @@ import pytest
 
 from jobs import service
 from jobs.admission import pauses, workers
-from jobs.owners import accounts, audit_log, search, tokens
+from jobs.owners import accounts, audit_log, limits, search, tokens
 from tests.contract.web.conftest import Api
 from tests.contract.web.test_page_matrix import HERE
 from web.pages.session import COOKIE
@@ -86,3 +86,25 @@ def test_queues_are_paused_and_workers_drained(api: Api, operator: dict[str, str
     assert not workers.list_workers(api.services)[0].draining
     wrong = api.call("POST", "/operators/pauses", headers=operator, data={"scope": "everything"})
     assert wrong.status_code == 422
+
+
+def test_limits_of_an_owner_are_set_and_the_owner_is_renamed(api: Api, operator: dict[str, str]) -> None:
+    here = "/operators/owners/ada"
+    before = accounts.balance(api.services, "ada").available
+    accounts.grant(api.services, "ada", 5)
+    accounts.grant(api.services, "bob", 5)
+    wrong = api.call("POST", f"{here}/limits", headers=operator, data={"pictures": "many", "waiting_jobs": "3"})
+    assert wrong.status_code == 422
+    assert limits.own_limits(api.services, "ada") == {}
+    api.call("POST", f"{here}/limits", headers=operator, data={"pictures": " 50 ", "waiting_jobs": "3"})
+    api.call("POST", f"{here}/limits", headers=operator, data={"pictures": "50", "waiting_jobs": ""})
+    assert limits.own_limits(api.services, "ada") == {"pictures": 50}
+    assert [action for _, action in actions(api)] == ["limit.changed"] * 3  # not for what stayed as it was
+    assert 'name="pictures" value="50"' in api.call("GET", here, headers=operator).text
+
+    assert api.call("POST", f"{here}/rename", headers=operator, data={"new": "bob"}).status_code == 409
+    renamed = api.call("POST", f"{here}/rename", headers=operator, data={"new": "Ada Lovelace"})
+    assert renamed.headers["location"] == "/operators/owners/Ada%20Lovelace?notice=renamed"
+    assert api.call("GET", here, headers=operator).status_code == 404
+    assert limits.own_limits(api.services, "Ada Lovelace") == {"pictures": 50}
+    assert accounts.balance(api.services, "Ada Lovelace").available == before + 5

@@ -86,6 +86,8 @@ ROWS = [
     Row("POST", "/operators/jobs/{id}/refund", "operate", 409, form={"key": "5" * 32, "amount": "1"}),
     Row("POST", "/operators/owners/{owner}/grant", "operate", 303, form={"key": "6" * 32, "amount": "1"}),
     Row("POST", "/operators/owners/{owner}/tokens", "operate", 200, form={"name": "browser"}),
+    Row("POST", "/operators/owners/{owner}/limits", "operate", 303, form={"pictures": "500"}),
+    Row("POST", "/operators/owners/{owner}/rename", "operate", 409, form={"new": "ada"}),
     Row("POST", "/operators/tokens/{tokenId}/revoke", "operate", 303),
     Row("POST", "/operators/pauses", "operate", 303, form={"scope": "family:sdxl", "reason": "upgrade"}),
     Row("POST", "/operators/pauses/end", "operate", 303, form={"scope": "family:sdxl"}),
@@ -101,6 +103,9 @@ ROWS = [
     Row("POST", "/subjects/{id}/captions/all/import", "train", 422, 422),
     Row("POST", "/subjects/{id}/images/{imageId}/crop", "train", 303, form=_CROP),
     Row("POST", "/subjects/{id}/images/{imageId}/uncrop", "train", 303),
+    Row("GET", "/subjects/{id}/images/{imageId}/mask", "read", 404),
+    Row("POST", "/subjects/{id}/images/{imageId}/mask", "train", 422),
+    Row("POST", "/subjects/{id}/images/{imageId}/unmask", "train", 303),
     Row("POST", "/subjects/{id}/train", "train", 303, 409, _START),
     Row("POST", "/subjects/{id}/images/{imageId}/remove", "train", 303),
     Row("POST", "/subjects/{id}/notes/dismiss", "train", 303, 303),
@@ -146,7 +151,11 @@ class Page:
         path = path.replace("{secret}", "x" * 32)
         path = path.replace("{deletionId}", self.deletion_id).replace("{sha256}", "0" * 64)
         path = path.replace("{id}", subject if row.path.startswith("/subjects") else self.job_id) + row.query
-        files = [("files", ("a.png", b"no picture"))] if path.endswith(("/images", "/import")) else None
+        files = (
+            [("files", ("a.png", b"no picture"))]
+            if row.method == "POST" and path.endswith(("/images", "/import", "/mask"))
+            else None
+        )
         data = None if row.method == "GET" else row.form
         cookies = {"cookie": f"{COOKIE}={cookie}"} if cookie is not None else {}
         sent = {**({} if row.method == "GET" else HERE), **cookies, **headers}

@@ -1,0 +1,71 @@
+"""Every page of owners and operators, as in `make screenshots`: axe finds nothing, and none is wider than a phone."""
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser
+from starlette.routing import compile_path
+
+from tests.browser.conftest import DESKTOP, PHONE
+from tools.screenshots import World, make_world, pages, served, sign_in
+from web.app import create_app
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    made = make_world(tmp_path_factory.mktemp("world"))
+    yield made
+    made.services.database.close()
+    made.services.decoder.close()
+
+
+def shows_a_page(endpoint: Callable[..., Any]) -> bool:
+    """Whether a handler renders a template, itself or by a helper of its module."""
+    source = inspect.getsource(endpoint)
+    module = sys.modules[endpoint.__module__]
+    helpers = [getattr(module, name, None) for name in re.findall(r"\b(_\w+)\(", source)]
+    texts = [source, *(inspect.getsource(one) for one in helpers if inspect.isfunction(one))]
+    return any("render(" in text for text in texts)
+
+
+def test_the_book_has_every_page(world: World) -> None:
+    addresses = [address.split("?")[0] for by_name in pages(world).values() for address in by_name.values()]
+    shown = []
+    for route in create_app(world.services).routes:
+        inner = route.effective_route_contexts() if hasattr(route, "effective_route_contexts") else [route]
+        shown += [
+            one.path for one in inner
+            if "GET" in one.methods and one.endpoint.__module__.startswith("web.pages") and shows_a_page(one.endpoint)
+        ]  # fmt: skip
+    missing = [path for path in shown if not any(compile_path(path)[0].match(address) for address in addresses)]
+    assert len(shown) > 12
+    assert missing == []
+
+
+def test_axe_finds_nothing(world: World, browser: Browser) -> None:
+    """On a desktop in the light and on a phone in the dark."""
+    found, wide = [], []
+    with served(world) as base:
+        for size, scheme in ((DESKTOP, "light"), (PHONE, "dark")):
+            for token, by_name in pages(world).items():
+                context = browser.new_context(base_url=base, viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+                page = context.new_page()
+                if token:
+                    sign_in(page, token)
+                for name, address in by_name.items():
+                    page.goto(address, wait_until="load")
+                    for one in Axe().run(page).response["violations"]:
+                        nodes = [node["html"][:160] for node in one["nodes"]]
+                        found.append(f"{name} ({scheme}): {one['id']} ({one['impact']}): {nodes}")
+                    if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+                        wide.append(name)
+                context.close()
+    assert found == [], "\n".join(found)
+    assert wide == []
