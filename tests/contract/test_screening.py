@@ -93,8 +93,8 @@ def test_a_job_waits_for_its_verdicts_without_a_worker_and_goes_on(screened: Ser
         screening.ask(screened, sha256, sent)
     assert [picture.sha256 for picture in sent.pictures] == HASHES[:5]
     one = sent.pictures[0]
-    assert (one["owner_id"], one["subject_id"], one["job_id"]) == ("ada", "dog", waiting)
-    assert one["url"].endswith(f"/prepared/{HASHES[0][:2]}/{HASHES[0]}.png")
+    assert (one.owner_id, one.subject_id, one.job_id) == ("ada", "dog", waiting)
+    assert one.url.endswith(f"/prepared/{HASHES[0][:2]}/{HASHES[0]}.png")
     assert not dataset(screened, waiting)
     assert asked(screened) == []  # not twice in a minute
     for sha256 in HASHES[:4]:
