@@ -94,12 +94,15 @@ def render(request: Request, template: str, status: int = 200, /, **values: Any)
     session = getattr(request.state, "session", None)
     named = request.query_params.get("notice", "")
     undo = request.query_params.get("undo", "")
-    notice = {
+    shared = {
+        "session": session,
+        "path": request.url.path,
+        "has_oidc": request.app.state.oidc is not None,
         "notice": _NOTICES.get(named, ""),
         "notice_is_bad": named in _BAD,
         "undo": undo if re.fullmatch("del_[a-z0-9]{1,60}", undo) else "",
     }
-    text = _templates().get_template(template).render(session=session, path=request.url.path, **notice, **values)
+    text = _templates().get_template(template).render(**shared, **values)
     return HTMLResponse(text, status, HEADERS)
 
 
