@@ -13,7 +13,7 @@ import pytest
 
 from celeryconfig import beat_schedule, task_queues
 from cli.main import imprint
-from cli.stack import Supervisor
+from cli.stack_members import Layout
 from core.errors import FailureCode
 from core.settings import Settings
 from jobs.requests.envelope import Envelope
@@ -208,7 +208,7 @@ class TestOperations:
             assert f"imprint {name}" in shown, name
 
     def test_processes_are_started_as_the_stack_starts_them(self, tmp_path: Path) -> None:
-        for member in Supervisor(Settings(_env_file=None, home=tmp_path)).members:
+        for member in Layout(Settings(_env_file=None, home=tmp_path)).members:
             run = "python -m " if member.command[0] == "web" else ""
             assert f"{run}{' '.join([*member.command, *member.arguments])}\n" in self.text, member.name
 

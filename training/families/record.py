@@ -203,7 +203,6 @@ class Family:
     configs: Mapping[str, Config] = field(default_factory=dict)
     home: str = ""  # hub id of a model with the parts that a single file lacks
     code: str | None = None  # the module with its FamilyCode; None: it trains only on rented servers
-    code_arguments: Mapping[str, Any] = field(default_factory=dict)
     targets: Mapping[str, str] = field(default_factory=dict)  # see FamilyCode
     quantised: str = ""
     few_steps: Drawing | None = None  # how its few-step models are drawn with, if it has some
