@@ -23,9 +23,10 @@ from web.auth import ServicesDep
 from web.files import picture_response
 from web.pages import subject_form
 from web.pages.question import ask_before_second
-from web.pages.render import count, number, render, segment
+from web.pages.render import render, segment
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
 from web.pages.subject_form import PLAIN, TrainForm
+from web.pages.texts import count, gettext, number
 from web.parameters import FormKey, PictureId, SubjectId, page_key
 from web.uploads import max_upload_bytes, store_uploads
 
@@ -143,7 +144,7 @@ def _prefilled(services: Services, kept: Subject, like: str, trainings: Sequence
 
 
 def _not_set_up(kept: Subject) -> list[str]:
-    return [] if kept.base_model else ["Save a base model first."]
+    return [] if kept.base_model else [gettext("Save a base model first.")]
 
 
 # ---- forms ----------------------------------------------------------------------------------------------------
@@ -215,7 +216,7 @@ def start(
     """Save the settings and start a training, unless it costs more than the page has shown."""
     owner_id = caller.owner_id
     if not sent["trigger_word"].strip():
-        raise SpecInvalid.of({"trigger_word": "Enter a trigger word."})
+        raise SpecInvalid.of({"trigger_word": gettext("Enter a trigger word.")})
     kept = subject_settings.get(services, owner_id, subject_id)
     form = _form_of(services, kept, sent)
     good = subject_form.good_ids(services, subject_form.list_pictures(services, kept, form))
@@ -228,10 +229,11 @@ def start(
             return _started(started)  # the form was sent before, and its training took the credits
         raise IllegalMove(" ".join(obstacles))
     if quote.credits > credits_shown:
-        raise IllegalMove(
-            f"The training now costs {count(quote.credits, 'credit')} instead of {number(credits_shown)}, because the "
-            "pictures or settings have changed. Reload the page, check the price, and start again."
+        dearer = gettext(
+            "The training now costs %(credits)s instead of %(shown)s, because the pictures or settings have changed. "
+            "Reload the page, check the price, and start again."
         )
+        raise IllegalMove(dearer % {"credits": count(quote.credits, "credit"), "shown": number(credits_shown)})
 
     def ask(key: str | None = None) -> Response | None:
         action, fields = (
@@ -256,10 +258,10 @@ def start(
 
 def _caption_sources(services: Services) -> list[tuple[CaptionSource, str]]:
     """What the owner can choose for captions, in words."""
-    sources: list[tuple[CaptionSource, str]] = [("given", "Mine, where I wrote some")]
+    sources: list[tuple[CaptionSource, str]] = [("given", gettext("Mine, where I wrote some"))]
     if services.settings.captioner or services.settings.caption_task:
-        sources.append(("auto", "Write those that are missing"))
-    return [*sources, ("template", "The same for all pictures")]
+        sources.append(("auto", gettext("Write those that are missing")))
+    return [*sources, ("template", gettext("The same for all pictures"))]
 
 
 def _started(job_id: str) -> Response:

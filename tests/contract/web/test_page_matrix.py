@@ -47,6 +47,7 @@ ROWS = [
     Row("GET", "/sign-in/{secret}", None, 404),
     Row("POST", "/sign-in/{secret}", None, 404),
     Row("GET", "/static/{name}", None, 200),
+    Row("POST", "/language", None, 303),
     Row("GET", "/signed-in", "read", 200, 200),
     Row("POST", "/sign-out", "read", 303, 303),
     Row("GET", "/", "read", 200, 200),
