@@ -173,7 +173,7 @@ def _stages(count: int) -> None:
     from jobs import service
     from jobs.owners import accounts
     from jobs.services import services
-    from jobs.stages import stage_runner, steps
+    from jobs.stages import preprocessing, stage_runner, steps
     from training.backends import local
 
     here = services()
@@ -182,7 +182,9 @@ def _stages(count: int) -> None:
     jobs: list[str] = []
     parts: dict[str, Callable[[int], None]] = {
         "submit": lambda job: jobs.append(service.submit(here, _request("stages", orders[job])).job_id),
-        "preprocess of five": lambda job: [steps.preprocess(here, jobs[job], number) for number in range(5)] and None,
+        "preprocess of five": lambda job: (
+            [preprocessing.preprocess(here, jobs[job], number) for number in range(5)] and None
+        ),
         "dataset": lambda job: steps.dataset(here, jobs[job]),
         f"train ({local.__name__})": lambda job: steps.train(here, jobs[job]),
         "upload": lambda job: steps.upload(here, jobs[job]),

@@ -56,7 +56,7 @@ def _run(streams: int, rate: float, seconds: float) -> dict[str, Any]:
             if time.monotonic() > deadline:
                 raise SystemExit("no training has begun within two minutes")
             time.sleep(0.2)
-        load = Load(stack.web_url, callers, streams)
+        load = Load(stack.layout.web_url, callers, streams)
         load.kill = lambda: _kill(stack["web"])
         load.cancel = lambda: [service.cancel(services(), job_id) for job_id in jobs]
         asyncio.run(load.run(rate, seconds))

@@ -12,7 +12,7 @@ from cli.check import decoder_of
 from cli.output.terminal import answers, err, out, print_json
 from core.errors import ImageInvalid, SpecInvalid
 from core.settings import settings
-from jobs.requests import training_request
+from jobs.requests import envelope
 from training.captioning import wording
 from training.captioning.instructions import prompt_for
 from training.data.folders.picture_folder import FolderPicture, read_folder
@@ -45,7 +45,7 @@ def caption(
     try:
         spec = TrainSpec.model_validate({"base_model": "sd15", "seed": 0, **words})
     except ValidationError as error:
-        raise SpecInvalid.of(training_request.faults_of(error)) from None
+        raise SpecInvalid.of(envelope.faults_of(error)) from None
     found = read_folder(folder, masked=False)
     for note in found.notes:
         err.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from cli.operations.owners import OWNER
 from cli.output.show import show
 from cli.output.terminal import answers, out, print_json
 from jobs.captioning import review
-from jobs.requests.training_request import subject_name
+from jobs.requests.envelope import subject_name
 from jobs.services import services
 from jobs.subjects import captions as subject_captions
 from jobs.subjects.captions import Caption, CaptionsChanged

@@ -11,9 +11,10 @@ from core.errors import SpecInvalid
 from core.settings import Settings, settings
 from jobs.requests import training_request
 from training.data.decoding.decoder import Decoder
-from training.data.folders.archives import UnpackLimits, opened
+from training.data.folders.archives import opened
 from training.data.folders.check import CheckedPicture, check_pictures
 from training.data.folders.picture_folder import PictureFolder, read_folder
+from training.data.folders.unpack_target import UnpackLimits
 from training.data.framing import Frame
 from training.families.registry import FAMILIES
 from training.spec import MIN_PICTURES

@@ -10,7 +10,7 @@ from cli.operations.owners import OWNER
 from cli.output.terminal import answers, out, print_json
 from jobs.deletion import requests
 from jobs.deletion.requests import DeletionView
-from jobs.requests.training_request import subject_name
+from jobs.requests.envelope import subject_name
 from jobs.services import services
 
 

@@ -14,7 +14,8 @@ from jobs.owners import accounts, sign_in_links
 from jobs.services import Services
 from jobs.subjects import subject_pictures, subject_settings
 from storage.tables.access import ApiToken
-from storage.tables.jobs import Job, Subject
+from storage.tables.jobs import Job
+from storage.tables.pictures import Subject
 
 OWNER = "me"
 CREDITS = 10_000

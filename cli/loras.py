@@ -47,8 +47,8 @@ def convert(file: Path, result: Path, *, to: str, force: bool, as_json: bool) ->
     """Convert the LoRA in FILE to another format, RESULT.
 
     Weights, strength and metadata stay the same. kohya: for AUTOMATIC1111, ComfyUI and diffusers (sd15, sdxl). comfyui:
-    the same, with ComfyUI's key names for z-image. peft: the format of diffusers; for flux2-klein and qwen-image also
-    that of ComfyUI.
+    the same, with ComfyUI's key names for z-image. peft: the format of diffusers; for flux1, flux2-klein and
+    qwen-image also that of ComfyUI.
     """
     if result.exists() and not force:
         raise SpecInvalid.of({"RESULT": f"{result} exists; use --force to overwrite it"})

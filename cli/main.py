@@ -38,7 +38,7 @@ from core.private import make_private
 from core.settings import settings
 from jobs import checkpoints, service
 from jobs.remote.run_views import list_runs
-from jobs.requests import training_request
+from jobs.requests import envelope
 from jobs.services import services
 from storage.tables.jobs import Status
 
@@ -76,7 +76,7 @@ def status(job_id: str, *, watch: bool, as_json: bool) -> None:
 @answers
 def list_jobs(subject_id: str | None, *, as_json: bool, **filters: Any) -> None:
     """List jobs, newest first."""
-    subject_id = None if subject_id is None else training_request.subject_name(subject_id)
+    subject_id = None if subject_id is None else envelope.subject_name(subject_id)
     views = service.jobs(services(), subject_id=subject_id, **filters)
     if as_json:
         print_json([view.to_dict() for view in views])

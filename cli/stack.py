@@ -7,29 +7,25 @@ import contextlib
 import fcntl
 import logging
 import os
-import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 
 from cli import first_run
+from cli.stack_members import Layout, Member
 from core import essential
-from core.brokers import queues
 from core.brokers.embedded_broker import EmbeddedRedis, die_with_parent
 from core.errors import BackendUnreachable, ImprintError
-from core.free_port import free_port, is_free
 from core.private import UMASK, keep_private, make_private
 from core.settings import Settings, settings
 from jobs.services import services
-from training.families.registry import trained_here
 
 _STOP_TIMEOUT_S = 60.0
 _RESTART_AFTER_S = 1.0
@@ -43,17 +39,6 @@ _ROOT = Path(__file__).resolve().parent.parent
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Member:
-    """One process of the stack."""
-
-    name: str
-    arguments: Sequence[str]
-    environment: dict[str, str] = field(default_factory=dict)
-    command: Sequence[str] = ("celery", "-A", "tasks.app")  # a module for `python -m`, and its first arguments
-    process: "subprocess.Popen[bytes] | None" = None
-
-
 class Supervisor:
     """Starts the members, restarts those that die, and stops them in an order in which nothing is lost."""
 
@@ -63,76 +48,8 @@ class Supervisor:
         self._redis = EmbeddedRedis(configured) if configured.broker_url is None else None
         self._stopping, self._stopped = threading.Event(), threading.Event()
         self._restarting = threading.Lock()
-        self.flower_url = ""
-        self.flower_login = ""
-        self.web_url = ""
-        self.notes: list[str] = []  # for people, about what is not as usual
-        self.members = self._members(flower, web)
-
-    def _members(self, flower: bool, web: bool) -> list[Member]:
-        worker = ["worker", "--without-gossip", "--without-mingle", "--loglevel", self._settings.log_level]
-        draws = [queues.DRAW + family for family in trained_here()]
-        # On a GPU the training worker draws too: its trainings wait meanwhile. On a CPU it leaves that to another one.
-        trains = [*(queues.TRAIN + family for family in trained_here()), *draws]
-        io = f"{queues.FINISH},io,cpu,sweep"
-        members = [
-            Member("io", [*worker, "-n", "io@%h", "-Q", io, "-c", str(self._settings.io_concurrency)]),
-            Member("fetch", [*worker, "-n", "fetch@%h", "-Q", "fetch,notices", "-P", "threads"]),
-            Member("train", [*worker, "-n", "train@%h", "-Q", ",".join(trains), "-P", "threads"]),
-            Member("beat", ["beat", "--loglevel", "WARNING"]),
-        ]
-        if not _has_card(self._settings):
-            arguments = [*worker, "-n", "draw@%h", "-Q", ",".join(draws), "-P", "threads"]
-            members.append(Member("draw", arguments, {"IMPRINT_DEVICE": "cpu"}))
-        if flower:
-            members.append(self._flower())
-        if web:
-            members.append(self._web())
-        if self._settings.ingress_url is not None:
-            members.append(Member("ingress", ["imprint", "ingress"]))
-        self._share_ports(members)
-        return members
-
-    def _share_ports(self, members: list[Member]) -> None:
-        """Give each member its own port for Prometheus, if one is configured."""
-        first = self._settings.metrics_port
-        if first is None:
-            return
-        order = [
-            name for name in ("train", "io", "web", "fetch", "draw") if any(member.name == name for member in members)
-        ]
-        for member in members:
-            if member.name in order:
-                member.environment["IMPRINT_METRICS_PORT"] = str(first and first + order.index(member.name))
-
-    def _web(self) -> Member:
-        host = self._settings.web_host
-        port = self._settings.web_port or free_port()
-        if self._settings.web_port and not is_free(host, port):
-            if "web_port" in self._settings.model_fields_set:
-                raise BackendUnreachable(
-                    f"port {port} is taken by another program: stop it, or set IMPRINT_WEB_PORT to a free port (0 "
-                    "picks one)"
-                )
-            self.notes.append(f"Port {port} is taken by another program, so the page has another one.")
-            port = free_port()
-        self.web_url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104 - compared
-        environment = {"IMPRINT_WEB_PORT": str(port)}
-        if self.flower_url and self._settings.flower_url is None:
-            environment["IMPRINT_FLOWER_URL"] = self.flower_url
-        return Member("web", [], environment, command=("web",))
-
-    def _flower(self) -> Member:
-        port = self._settings.flower_port or free_port()
-        login = self._settings.flower_auth
-        self.flower_login = login.get_secret_value() if login else f"imprint:{secrets.token_urlsafe(9)}"
-        self.flower_url = f"http://127.0.0.1:{port}"
-        # By the environment: every user of the machine can see a login on the command line.
-        return Member(
-            "flower",
-            ["flower", f"--port={port}", "--address=127.0.0.1", "--logging=warning"],
-            {"FLOWER_BASIC_AUTH": self.flower_login},
-        )
+        self.layout = Layout(configured, flower=flower, web=web)
+        self.members = self.layout.members
 
     def start(self) -> None:
         """Start everything. Returns when the processes run; workers are ready a few seconds later."""
@@ -210,12 +127,6 @@ class Supervisor:
         return next(member for member in self.members if member.name == name)
 
 
-def _has_card(configured: Settings) -> bool:
-    """Whether training workers of this machine have a GPU, without torch."""
-    cards = (*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("dxg"))  # the second in Windows' Linux
-    return configured.device != "cpu" and bool(cards)
-
-
 @contextlib.contextmanager
 def alone(home: Path) -> Iterator[None]:
     """Allow one stack on a home folder at a time. Raises BackendUnreachable for the second."""
@@ -288,7 +199,7 @@ def _run(console: Console) -> None:
         stack.start()
         essential.start("stack", stack.watch, may_return=True)
         console.print("Starting …")
-        is_ready = first_run.wait_until_ready(services(), stack.web_url, asked)
+        is_ready = first_run.wait_until_ready(services(), stack.layout.web_url, asked)
         if not asked.is_set():
             _greet(console, stack, is_ready)
         asked.wait()
@@ -301,19 +212,19 @@ def _run(console: Console) -> None:
 def _greet(console: Console, stack: Supervisor, is_ready: bool) -> None:
     """Say what runs, and last how to sign in."""
     state = "is up" if is_ready else "is starting, but not all of it answers yet"
-    console.print(f"\n[bold]Imprint {state}.[/] Flower: {stack.flower_url} (login {stack.flower_login})")
-    console.print(f"HTTP API: {stack.web_url}/docs   Stop: Ctrl-C", highlight=False)
+    console.print(f"\n[bold]Imprint {state}.[/] Flower: {stack.layout.flower_url} (login {stack.layout.flower_login})")
+    console.print(f"HTTP API: {stack.layout.web_url}/docs   Stop: Ctrl-C", highlight=False)
     console.print("Submit: [bold]celery -A tasks.app imprint submit FOLDER --trigger WORD --watch[/]")
-    for note in stack.notes:
+    for note in stack.layout.notes:
         console.print(f"[yellow]{note}[/]", highlight=False)
     if not first_run.has_base_model(services()):
         console.print(f"[yellow]{_NO_BASE_MODEL}[/]", highlight=False, markup=True)
     if (secret := first_run.sign_in_link(services())) is not None:
         console.print("Sign in on the page, once and within an hour:", highlight=False)
-        console.print(f"[bold]{stack.web_url}/sign-in/{secret}[/]", highlight=False, soft_wrap=True)
+        console.print(f"[bold]{stack.layout.web_url}/sign-in/{secret}[/]", highlight=False, soft_wrap=True)
     else:
         console.print("Sign in with: [bold]celery -A tasks.app imprint token create NAME --owner OWNER[/]")
-        console.print(f"Page: [bold]{stack.web_url}[/]", highlight=False)
+        console.print(f"Page: [bold]{stack.layout.web_url}[/]", highlight=False)
 
 
 if __name__ == "__main__":

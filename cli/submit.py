@@ -16,7 +16,7 @@ from cli.output.terminal import answers, err, out, print_json, report_unsent
 from core.errors import SpecInvalid
 from jobs import service
 from jobs.requests import quotes, training_request
-from jobs.requests.training_request import Origin
+from jobs.requests.envelope import Origin
 from jobs.services import Services, services
 from jobs.stages import intake
 from jobs.view import JobView

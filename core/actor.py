@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 @dataclass
 class Actor:
-    """kind: `service` for steps of jobs and requests from queues, `token`, `command` or `sweep`; id: which one."""
+    """kind: `service` for steps of jobs and requests from queues, `token`, `person` (an operator who signed in by
+    OpenID Connect), `command` or `sweep`; id: which one.
+    """
 
     kind: str = "service"
     id: str = ""

@@ -67,7 +67,7 @@ def _demo(base: Path, cloud: Cloud | None, jobs: int) -> int:
         )
     left = 0
     with running(settings(), fresh=True) as stack:
-        console.print(f"The stack is up. Flower: {stack.flower_url} (login {stack.flower_login})")
+        console.print(f"The stack is up. Flower: {stack.layout.flower_url} (login {stack.layout.flower_login})")
         accounts.grant(services(), OWNER, GRANTED, key="demo grant")
         sent = send(jobs)
         views = [watch(services(), job_id, console) for job_id in sent]

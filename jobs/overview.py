@@ -11,7 +11,8 @@ from jobs.lifecycle import invariants
 from jobs.services import Services
 from jobs.specs import spec_of
 from notifications import outbox
-from storage.tables.jobs import ACTIVE, Job, Status, StoredPicture, Subject
+from storage.tables.jobs import ACTIVE, Job, Status
+from storage.tables.pictures import StoredPicture, Subject
 
 _MAX_JOBS = 100
 _DAY = timedelta(days=1)

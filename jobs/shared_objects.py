@@ -26,7 +26,8 @@ from jobs.services import Services
 from storage.database import insert_if_absent, lock_name
 from storage.tables.captions import GeneratedCaption
 from storage.tables.deletions import UnusedObject
-from storage.tables.jobs import ACTIVE, Job, JobPicture, PreparedPicture, StoredPicture
+from storage.tables.jobs import ACTIVE, Job, JobPicture
+from storage.tables.pictures import PreparedPicture, StoredPicture
 from storage.tables.screening import Screening
 
 log = logging.getLogger(__name__)

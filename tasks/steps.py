@@ -11,7 +11,7 @@ from celery.exceptions import Ignore
 from core.errors import ImprintError
 from jobs.captioning import stage as captioning_stage
 from jobs.services import services
-from jobs.stages import steps
+from jobs.stages import preprocessing, steps
 from jobs.stages.stage_runner import AlreadyDone, NothingToDo
 from jobs.turns import RetryLater
 from storage.database import AWAY
@@ -62,7 +62,7 @@ def _retry(
 def preprocess(self: "Task[..., Any]", job_id: str, position: int, *more: int) -> None:
     """Fetch and prepare some pictures of a job, one after the other."""
     try:
-        run(self, lambda: steps.preprocess(services(), job_id, position, *more))
+        run(self, lambda: preprocessing.preprocess(services(), job_id, position, *more))
     except Ignore:
         return  # the chord counts the tasks of its header: an ignored one would block it
 

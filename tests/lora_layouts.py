@@ -45,6 +45,14 @@ MODULES: dict[str, dict[str, tuple[int, int]]] = {
         "single_transformer_blocks.1.attn.to_qkv_mlp_proj": (576, 64),
         "single_transformer_blocks.0.attn.to_out": (64, 256),
     },
+    "flux1": {
+        **{f"{BLOCK}.attn.{name}": (64, 64) for name in DOUBLE},
+        f"{BLOCK}.ff.net.0.proj": (256, 64),
+        f"{BLOCK}.ff_context.net.2": (64, 256),
+        **{f"single_transformer_blocks.1.attn.to_{name}": (64, 64) for name in "qkv"},
+        "single_transformer_blocks.1.proj_mlp": (256, 64),
+        "single_transformer_blocks.0.proj_out": (64, 320),
+    },
     "qwen-image": {
         **{
             f"{BLOCK}.attn.{name}": (64, 64)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,18 +17,19 @@ import httpx2
 from celery import Celery
 from PIL import Image, ImageDraw
 
+from core.brokers.queues import TRAIN, WORK
 from core.settings import Settings
 from jobs import service
 from jobs.owners import accounts
 from jobs.services import Services
 from jobs.stages import intake
+from tasks.workers.kinds import KINDS
 from tests.servers.gated_s3 import gated_s3
 from tests.servers.launcher import run
 from tests.servers.postgres import new_database, postgres_server
 from tests.servers.process import Server, ServerProcess, free_port
 from tests.servers.rabbitmq import rabbitmq_server
 from tests.servers.redis import RedisServer, redis_server
-from training.families.registry import trained_here
 
 View = dict[str, Any]  # a job as applications see it: JSON
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,16 +87,15 @@ class Site:
         kind = name.split("-")[0]
         if kind == "web":
             return self._start_web(name, **environment)
-        worker = ["worker", "--without-gossip", "--without-mingle", "--loglevel", "INFO", "-n", f"{name}@test"]
-        io = "io.finish,io,cpu,sweep" if self.fetches_apart else "io.finish,io,cpu,sweep,fetch,notices"
-        arguments = {
-            # One process less, where a test is about something else. A site with `fetch` has the layout of the stack.
-            "io": [*worker, "-Q", io, "-c", self.environment["IMPRINT_IO_CONCURRENCY"]],
-            "fetch": [*worker, "-Q", "fetch,notices", "-P", "threads"],
-            "train": [*worker, "-Q", ",".join(f"train.{family}" for family in trained_here()), "-P", "threads"],
-            "draw": [*worker, "-Q", ",".join(f"draw.{family}" for family in trained_here()), "-P", "threads"],
-            "beat": ["beat", "--loglevel", "WARNING", "-s", str(self.folder / f"{name}.schedule")],
-        }[kind]
+        arguments = ["beat", "--loglevel", "WARNING", "-s", str(self.folder / f"{name}.schedule")]
+        if kind != "beat":
+            made = KINDS[kind]
+            if kind == "io" and not self.fetches_apart:
+                # One process less, where a test is about something else. A site with `fetch` has the stack's layout.
+                made = replace(made, queues=WORK)
+            elif kind == "train":  # drawing has a worker of its own, as on a machine without a GPU
+                made = replace(made, queues=tuple(name for name in made.queues if name.startswith(TRAIN)))
+            arguments = made.arguments("INFO", int(self.environment["IMPRINT_IO_CONCURRENCY"]), f"{name}@test")
         mark = self._log_size(name)
         surroundings = self.surroundings(**environment)
         command = self.celery(*arguments)

@@ -1,12 +1,13 @@
-"""Writes tables of the code into the docs: settings, failure codes, and base models.
+"""Writes tables of the code into the docs: settings, failure codes, and base models. Writes the queues of each kind of
+worker into the docs and the files in `deploy/`.
 
-`python tools/tables.py` writes them. `--check` only compares, and exits with 1 if a table is not up to date.
+`python tools/tables.py` writes them. `--check` only compares, and exits with 1 if a file is not up to date.
 """
 
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -18,6 +19,7 @@ from pydantic_settings import BaseSettings
 from core.advice import ADVICE
 from core.errors import FailureCode, OutOfMemory
 from core.settings import Settings
+from tasks.workers.kinds import KINDS, WorkerKind
 from training import memory_plan
 from training.backends.ai_toolkit import cards
 from training.families.record import BaseModel, Family
@@ -27,7 +29,8 @@ from training.lora.readers import readers
 from training.lora.reading import read_lora
 from training.spec import TrainSpec
 
-_DOCS = Path(__file__).resolve().parent.parent / "docs"
+_ROOT = Path(__file__).resolve().parent.parent
+_DOCS = _ROOT / "docs"
 _BEGIN, _END = "<!-- begin: written by tools/tables.py -->\n", "<!-- end -->"
 _BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
 
@@ -176,17 +179,53 @@ def written(page: str, table: str) -> str:
     return f"{before}{begin}{table}\n{end}{after}"
 
 
-def main() -> int:
-    outdated = []
+# A worker's name and queues, as commands in shell, systemd, compose and Kubernetes have them; and its row in a table.
+_COMMAND = re.compile(r"""(-n[ ",]+(io|fetch|train|draw)(?:-%i)?@%{1,2}h[\s",]+-Q[\s",']+)([\w.,-]+)""")
+_ROW = re.compile(r"^(\| worker `(io|fetch|train|draw)@…` \| .* \| )(.*)( \|)$", re.MULTILINE)
+
+
+def with_queues(text: str, family: str | None = None) -> str:
+    """`text` with the queues of each worker that it starts or lists; `family`: of workers for this family alone."""
+
+    def command(found: re.Match[str]) -> str:
+        names = KINDS[found[2]].queues
+        chosen = names if family is None else [name for name in names if name.endswith(f".{family}")]
+        return found[1] + ",".join(chosen)
+
+    return _ROW.sub(lambda found: found[1] + _listed(KINDS[found[2]]) + found[4], _COMMAND.sub(command, text))
+
+
+def _listed(kind: WorkerKind) -> str:
+    drawn = KINDS["draw"].queues if kind.name == "train" else ()
+    names = ", ".join(f"`{name}`" for name in kind.queues if name not in drawn)
+    return names + (f"; on a GPU {', '.join(f'`{name}`' for name in drawn)}" if drawn else "")
+
+
+def _family_of(path: Path) -> str | None:
+    """The family that a deployment of Kubernetes trains."""
+    if path.parent.name != "kubernetes" or not path.stem.startswith("train-"):
+        return None
+    return path.stem.removeprefix("train-")
+
+
+def current() -> Iterator[tuple[Path, str]]:
+    """Each file with what it should contain."""
     for name, table in TABLES.items():
-        page = (_DOCS / name).read_text(encoding="utf-8")
-        if (new := written(page, table())) != page:
-            outdated.append(name)
-            if "--check" not in sys.argv[1:]:
-                (_DOCS / name).write_text(new, encoding="utf-8")
-    if outdated and "--check" in sys.argv[1:]:
-        print(f"docs: {', '.join(outdated)}: not up to date; run python tools/tables.py", file=sys.stderr)
-        return 1
+        yield _DOCS / name, written((_DOCS / name).read_text(encoding="utf-8"), table())
+    deployments = [path for suffix in ("*.yml", "*.yaml", "*.service") for path in (_ROOT / "deploy").rglob(suffix)]
+    for path in (_DOCS / "operations.md", *sorted(deployments)):
+        yield path, with_queues(path.read_text(encoding="utf-8"), _family_of(path))
+
+
+def main() -> int:
+    outdated = [(path, text) for path, text in current() if path.read_text(encoding="utf-8") != text]
+    if "--check" in sys.argv[1:]:
+        names = ", ".join(path.relative_to(_ROOT).as_posix() for path, _ in outdated)
+        if names:
+            print(f"{names}: not up to date; run python tools/tables.py", file=sys.stderr)
+        return 1 if names else 0
+    for path, text in outdated:
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

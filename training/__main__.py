@@ -22,16 +22,17 @@ from core.errors import HandOver, ImageInvalid, ImprintError, SpecInvalid, TooFe
 from core.settings import settings
 from training.base_family import family_of_base
 from training.base_recipe import with_recipe_of
+from training.captioning.captions_file import write_captions
 from training.checkpoint_folder import FolderCheckpoints, FolderLoras, FolderPreviews, options_of, require_writable
 from training.data.file_kinds import ACCEPTED
-from training.data.folders.prepare import FolderDataset, load_folder
+from training.data.folders.prepare import FolderDataset, WriteCaptions, load_folder
 from training.families.registry import BASE_MODELS, FAMILIES
 from training.lora.inspect import inspect
 from training.multi_process import shared_checkpoints
 from training.options import parse_assignments
 from training.ports import TrainResult, TrainRun
 from training.progress_bar import ProgressBar, clock
-from training.spec import GROUPS, Optimizer, TrainSpec, base_model_location
+from training.spec import GROUPS, CaptionSource, Learns, Optimizer, TrainSpec, base_model_location
 
 # Errors of the input; all others are failures.
 _GIVEN_WRONG = (SpecInvalid, TooFewImages, ImageInvalid)
@@ -42,8 +43,8 @@ _EPILOG = f"""
 pictures:
   {ACCEPTED}, 5 to 1,000 of one subject. Captions are text files of
   the same name (dog1.jpg, dog1.txt), or as other trainers write them: dog1.caption, dog1.jpg.txt, metadata.jsonl. If a
-  caption lacks the trigger word, it is put in front; without a caption it is "a photo of TRIGGER CLASS". Blurred,
-  small, badly exposed and repeated pictures are left out and listed.
+  caption lacks the trigger word, it is put in front; without a caption it is "a photo of TRIGGER CLASS", or what
+  --captions auto writes. Blurred, small, badly exposed and repeated pictures are left out and listed.
 
 resuming:
   Ctrl-C saves a checkpoint. The same command resumes from it and gives the same file as without the interruption (on a
@@ -89,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
         "--family", choices=list(FAMILIES), help="of a base model given as hub id; files and folders tell it themselves"
     )
     add("--class-word", default="", help="what the subject is, for pictures without a caption, such as dog")
+    _add_captions(made.add_argument_group("captions"))
     recipe = made.add_argument_group("recipe")
     add = recipe.add_argument
     add("--rank", type=int, help=f"width of the LoRA: {defaults['rank']}")
@@ -106,6 +108,19 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def _add_captions(group: "argparse._ArgumentGroup") -> None:
+    """The arguments for pictures without a caption."""
+    add = group.add_argument
+    add(
+        "--captions",
+        choices=get_args(CaptionSource),
+        help="auto: written by a captioner for pictures without one, and kept in OUT.captions.jsonl, where you can "
+        "change them; given: those beside the pictures (default); template: the same for all",
+    )
+    add("--captioner", metavar="MODEL", help="folder or hub id of a Florence-2 model (default: IMPRINT_CAPTIONER)")
+    add("--learns", choices=get_args(Learns), help="what --captions auto leaves out (default: by the class word)")
+
+
 def _add_machine(group: "argparse._ArgumentGroup") -> None:
     """The arguments that do not change the LoRA, only where and how it is trained."""
     add = group.add_argument
@@ -120,7 +135,11 @@ def _add_machine(group: "argparse._ArgumentGroup") -> None:
     add("--resume-dir", type=Path, help="where checkpoints are kept (default: OUT.checkpoints, removed at the end)")
     add("--checkpoint-every", type=int, default=10, metavar="EPOCHS", help="epochs between checkpoints (default: 10)")
     add("--keep-checkpoints", action="store_true", help="also keep the LoRA of every checkpoint, beside OUT")
-    add("--training-adapter", type=Path, help="z-image-turbo: the de-distilling LoRA to merge while training")
+    add(
+        "--training-adapter",
+        type=Path,
+        help="z-image-turbo, flux1-schnell: the de-distilling LoRA to merge while training",
+    )
     add("--verbose", action="store_true", help="log what is done")
 
 
@@ -135,8 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.checkpoint_every < 1:
             raise SpecInvalid.of({"--checkpoint-every": "is 0"})
         require_writable(given.out, given.resume_dir)
+        captions = _captions_of(given, spec)
         with shared_checkpoints(given, spec.batch_size, console) as kept:
-            return _train(given, spec, kept, console, arguments)
+            return _train(given, spec, kept, console, arguments, captions)
     except ImprintError as error:
         console.print(f"[red]error[/] ({error.code}): ", end="")
         console.print(error.message, markup=False, highlight=False)
@@ -180,10 +200,11 @@ def _train(
     kept: FolderCheckpoints,
     console: Console,
     arguments: Sequence[str] | None,
+    captions: WriteCaptions,
 ) -> int:
     """Prepare the pictures, train, and print the result."""
     with tempfile.TemporaryDirectory(prefix="imprint-") as temporary:
-        found = load_folder(given.folder, spec, Path(temporary))
+        found = load_folder(given.folder, spec, Path(temporary), captions)
         for name, reason in found.left_out.items():
             console.print(f"left out {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
         for note in found.notes:
@@ -208,6 +229,17 @@ def _train(
     for note in inspect(result.path).warnings:
         _print_note(console, note)
     return 0
+
+
+def _captions_of(given: argparse.Namespace, spec: TrainSpec) -> WriteCaptions:
+    """What writes the captions of pictures without one. Raises SpecInvalid if there is no captioner for it."""
+    if spec.captions != "auto":
+        return lambda _: {}
+    captioner = given.captioner or settings().captioner
+    if captioner is None:
+        raise SpecInvalid.of({"--captions": "needs --captioner with a Florence-2 model, or IMPRINT_CAPTIONER"})
+    file = given.out.with_name(f"{given.out.name}.captions.jsonl")
+    return partial(write_captions, spec=spec, captioner=captioner, device=given.device, file=file)
 
 
 def _print_note(console: Console, note: str) -> None:

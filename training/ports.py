@@ -96,7 +96,7 @@ class TrainRun:
     quantise: Literal["auto"] | Quantisation = "auto"  # the frozen base; auto: as few bits as the device's memory asks
     slots: int = 0  # maximum of jobs in one step; 0: as many as pay on this device
     deterministic: bool = False  # on CUDA: a fixed number of slots, so that other jobs do not change the result
-    training_adapter: Path | None = None  # z-image-turbo: a de-distilling LoRA, merged only during training
+    training_adapter: Path | None = None  # of a few-step model: a de-distilling LoRA, merged only during training
     note: Callable[[str], None] = lambda _: None  # called with what the owner should know about the pictures
 
 

@@ -58,7 +58,7 @@ class DrawingPipeline:
     def __init__(self, base_model: str, family: str, *, lora: Path | None = None, device: str = "auto") -> None:
         """Raises BaseModelUnavailable, LoraInvalid."""
         chosen = choose(device)
-        self._pipeline, self._record = _load(base_model, family, chosen), FAMILIES[family]
+        self._pipeline, self._record = load_pipeline(base_model, family, chosen), FAMILIES[family]
         self._adapters: list[str] = []
         if lora is not None:
             add_lora(self._pipeline, lora)
@@ -106,12 +106,10 @@ def _fits(pipeline: Any, device: torch.device) -> bool:
 
 
 def load_pipeline(base_model: str, family: str, device: torch.device) -> Any:
-    """diffusers' pipeline of a base model on `device`, without progress bars. Raises BaseModelUnavailable."""
-    return _load(base_model, family, device).to(device)
+    """diffusers' pipeline of a base model in the host's memory, in the precision of `device`, without progress bars.
 
-
-def _load(base_model: str, family: str, device: torch.device) -> Any:
-    """The pipeline in the host's memory, in the precision of `device`. Raises BaseModelUnavailable."""
+    Raises BaseModelUnavailable.
+    """
     record = FAMILIES[family]
     folder = locate(base_model, record.parts)
     lib.utils.logging.disable_progress_bar()  # while loading; the pipeline's own is set below

@@ -72,7 +72,7 @@ def is_distilled(*names: str) -> bool:
     De-distilled models (de-turbo) are not.
     """
     joined = " ".join(names).lower()
-    return "turbo" in joined and "de-turbo" not in joined and "deturbo" not in joined
+    return ("turbo" in joined and "de-turbo" not in joined and "deturbo" not in joined) or "schnell" in joined
 
 
 # Invisible characters outside Unicode's category "format": fillers, and the combining grapheme joiner.

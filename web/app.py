@@ -15,6 +15,7 @@ from web.pages import captions as caption_pages
 from web.pages import compare as compare_pages
 from web.pages import drawings as drawing_pages
 from web.pages import errors, training_list
+from web.pages import oidc as oidc_pages
 from web.pages import operators as operator_pages
 from web.pages import picture as picture_pages
 from web.pages import recipe as recipe_pages
@@ -72,6 +73,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.streams = streams
     app.state.uploads = Uploads(services.settings)
     app.state.secret = secret(services.settings)
+    app.state.oidc = oidc_pages.provider_of(services)
     bodies = BodyLimits(
         max_upload_bytes(services.settings),
         MAX_BODY_BYTES,
@@ -93,6 +95,7 @@ def create_app(services: Services) -> FastAPI:
         app.include_router(routes.router)
     for shown in (
         account_page,
+        oidc_pages,
         operator_pages,
         subject_pages,
         training_list,

@@ -69,7 +69,7 @@ def token_of(
 
 
 def _check_scope(token: tokens.Token, scope: str) -> None:
-    if scope not in token.scopes:
+    if not token.may(scope):
         headers = {"WWW-Authenticate": f'{_REALM}, error="insufficient_scope", scope="{scope}"'}
         raise RequestRefused("forbidden", f"this address needs a token with the scope {scope}", headers)
 
@@ -127,9 +127,14 @@ def require_scope(scope: str) -> Callable[..., Caller]:
     return caller
 
 
+def operator_scope(request: Request) -> str:
+    """What a request of an operators' route needs: `view` to see the installation, `operate` to change it."""
+    return "view" if request.method in ("GET", "HEAD") else "operate"
+
+
 def require_operator(request: Request, token: Annotated[tokens.Token, Depends(token_of)]) -> tokens.Token:
-    """A dependency of routes that show the whole installation: a token with the scope operate."""
-    _check_scope(token, "operate")
+    """A dependency of routes that show the whole installation, or change it."""
+    _check_scope(token, operator_scope(request))
     check_rate(request, token.id)
     return token
 

@@ -6,7 +6,7 @@ from fastapi import Form, Header, Path
 from pydantic import AfterValidator
 
 from core.errors import SpecInvalid
-from jobs.requests.training_request import subject_name
+from jobs.requests.envelope import subject_name
 
 # `request_middleware` puts it in place of a slash inside a segment (`%2F`). No text has this character.
 SLASH = "\ufdd0"

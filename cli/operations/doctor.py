@@ -27,6 +27,7 @@ from tasks.queue_types import eviction_policy
 from tasks.workers import fleet
 from tasks.workers.device_check import FOLDER
 from training.families.registry import BASE_MODELS, trained_here
+from training.hub import is_hub_id
 
 DISK_WANTED_BYTES = 10 * 2**30  # encodings alone take up to 10 GB; base models and LoRAs need more
 CLOCK_OFF_S = 5.0  # Imprint goes by the database server's clock, but logs, Celery and signed addresses do not
@@ -253,7 +254,7 @@ def _base_model(name: str, location: str) -> CheckResult:
     title = f"base model {name}"
     known = BASE_MODELS.get(name)
     parts = families.find(known.family).parts if known else ()
-    if not Path(location).expanduser().exists() and folders.HUB_ID.match(location):
+    if not Path(location).expanduser().exists() and is_hub_id(location):
         if folders.cached(location, parts) is not None:
             return CheckResult(title, "ok", f"{location}, in the cache of the model hub")
         return CheckResult(title, "note", f"{location} is not on this machine: the first training on it downloads it")

@@ -26,7 +26,7 @@ def token() -> None:
 )  # fmt: skip
 @click.option(
     "--scope", "scopes", multiple=True, default=("read", "train"), show_default=True,
-    help=f"{', '.join(tokens.SCOPES)}; can be given several times. operate is for service tokens.",
+    help=f"{', '.join(tokens.SCOPES)}; can be given several times. view and operate are for service tokens.",
 )  # fmt: skip
 @click.option("--days", type=int, help="Days until it expires. Default: never.")
 @answers

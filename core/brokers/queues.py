@@ -3,8 +3,9 @@
 # The last stages of a trained job go before everything else that a worker takes. The name begins with `io`, so that a
 # Redis user with the rights that earlier versions needed may use it.
 FINISH = "io.finish"
-# Besides these, `train.{family}` and `draw.{family}` for each family.
-WORK = (FINISH, "io", "cpu", "sweep", "fetch", "notices")
+IO = (FINISH, "io", "cpu", "sweep")
+FETCH = ("fetch", "notices")  # tasks that call hosts of owners
+WORK = (*IO, *FETCH)  # besides these, `train.{family}` and `draw.{family}` for each family
 TRAIN, DRAW = "train.", "draw."
 _TASKS = ("imprint.", "celery.")
 

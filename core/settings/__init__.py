@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core.settings.connections import ConnectionSettings
 from core.settings.jobs import JobSettings
+from core.settings.oidc import OidcSettings
 from core.settings.processes import ProcessSettings
 from core.settings.servers import ServerSettings
 from core.settings.training import TrainingSettings
@@ -19,8 +20,9 @@ from core.settings.web import WebSettings
 
 
 class Settings(
-    ConnectionSettings, TrainingSettings, ServerSettings, JobSettings, WebSettings, ProcessSettings, BaseSettings
-):
+    ConnectionSettings, TrainingSettings, ServerSettings, JobSettings, WebSettings, OidcSettings, ProcessSettings,
+    BaseSettings,
+):  # fmt: skip
     """All settings of the service."""
 
     model_config = SettingsConfigDict(env_prefix="IMPRINT_", env_file=".env", extra="ignore", frozen=True)

@@ -72,7 +72,7 @@ class TrainingSettings(BaseModel):
     training_adapters: dict[str, Path] = Field(
         {},
         description="De-distilling adapter files by base model: merged during training, never in the LoRA file. "
-        "`z-image-turbo` needs one. JSON object.",
+        "`z-image-turbo` and `flux1-schnell` need one. JSON object.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="The device of training workers.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(

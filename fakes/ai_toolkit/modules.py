@@ -38,6 +38,16 @@ def _all(name: str) -> Iterator[tuple[str, Widths]]:
         yield from _blocks("double_blocks", config["num_layers"], double)
         single = {"linear1": (width, 9 * width), "linear2": (4 * width, width)}
         yield from _blocks("single_blocks", config["num_single_layers"], single)
+    elif name == "flux1":
+        parts = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+        sides = {f"attn.{part}": (3072, 3072) for part in parts}
+        for stream in ("ff", "ff_context"):
+            sides |= {f"{stream}.net.0.proj": (3072, 12288), f"{stream}.net.2": (12288, 3072)}
+        sides |= {"norm1.linear": (3072, 18432), "norm1_context.linear": (3072, 18432)}
+        yield from _blocks("transformer_blocks", 19, sides)
+        single = {f"attn.to_{part}": (3072, 3072) for part in "qkv"}
+        single |= {"proj_mlp": (3072, 12288), "proj_out": (15360, 3072), "norm.linear": (3072, 9216)}
+        yield from _blocks("single_transformer_blocks", 38, single)
     elif name == "qwen-image":
         parts = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
         sides = {f"attn.{part}": (3072, 3072) for part in parts}

@@ -60,8 +60,8 @@ _Z_IMAGE_ORIGINAL = (
     r"final_layer\.(linear|adaLN_modulation\.1)|x_embedder"
 )
 
-# FLUX.2: the makers' names, and diffusers' by `flux_to_diffusers`, which has neither modulations nor the embedding of
-# times. Qwen-Image has diffusers' names.
+# FLUX.1 and FLUX.2: the makers' names, and diffusers' by `flux_to_diffusers`, which has neither FLUX.2's modulations
+# nor the embedding of times. Qwen-Image has diffusers' names.
 _FLUX2_ORIGINAL = (
     r"double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj|norm\.(query|key)_norm)|mlp\.[02])|"
     r"single_blocks\.\d+\.(linear[12]|norm\.(query|key)_norm)|img_in|txt_in|time_in\.(in|out)_layer|"
@@ -70,6 +70,17 @@ _FLUX2_ORIGINAL = (
 _FLUX2 = (
     r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|norm_(added_)?[qk])|"
     r"ff(_context)?\.linear_(in|out))|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out|norm_[qk])|"
+    r"x_embedder|context_embedder|proj_out"
+)
+_FLUX1_ORIGINAL = (
+    r"double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj|norm\.(query|key)_norm)|mlp\.[02]|mod\.lin)|"
+    r"single_blocks\.\d+\.(linear[12]|modulation\.lin|norm\.(query|key)_norm)|img_in|txt_in|"
+    r"(time|vector|guidance)_in\.(in|out)_layer|final_layer\.(linear|adaLN_modulation\.1)"
+)
+_FLUX1 = (
+    r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|norm_(added_)?[qk])|"
+    r"ff(_context)?\.net\.(0\.proj|2)|norm1(_context)?\.linear)|"
+    r"single_transformer_blocks\.\d+\.(attn\.(to_[qkv]|norm_[qk])|proj_mlp|proj_out|norm\.linear)|"
     r"x_embedder|context_embedder|proj_out"
 )
 _QWEN_IMAGE = (
@@ -107,6 +118,10 @@ _KNOWN = {
     "flux2-klein-4b": re.compile(
         rf"diffusion_model\.({_FLUX2_ORIGINAL})|lora_unet_({_underscored(_FLUX2_ORIGINAL)})|"
         rf"(transformer\.)?({_FLUX2})|lycoris_({_underscored(_FLUX2)})"
+    ),
+    "flux1": re.compile(
+        rf"diffusion_model\.({_FLUX1_ORIGINAL})|lora_unet_({_underscored(_FLUX1_ORIGINAL)})|"
+        rf"(transformer\.)?({_FLUX1})|lycoris_({_underscored(_FLUX1)})"
     ),
     "qwen-image": re.compile(
         rf"(diffusion_model\.|transformer\.)?({_QWEN_IMAGE})|(lycoris_|lora_unet_)({_underscored(_QWEN_IMAGE)})"

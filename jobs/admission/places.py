@@ -129,10 +129,6 @@ class Places:
         has_gone = job.admitted_at is not None and expected.place is not None
         return replace(expected, place=None) if has_gone else expected
 
-    def computing(self) -> int:
-        """How many queues have a thread that computes them now."""
-        return sum(queue.thread is not None and queue.thread.is_alive() for queue in self._queues.values())
-
     def wait(self) -> None:
         """Wait until what is computed now is known."""
         for queue in list(self._queues.values()):
@@ -150,7 +146,9 @@ class Places:
             if is_few:
                 queue.known = _compute(session, job.queue, self._settings)
             elif queue.thread is None or not queue.thread.is_alive():
-                queue.thread = threading.Thread(target=self._compute, args=(queue, job.queue), daemon=True)
+                queue.thread = threading.Thread(
+                    target=self._compute, args=(queue, job.queue), name=f"places {job.queue}", daemon=True
+                )
                 queue.thread.start()
         finally:
             queue.lock.release()

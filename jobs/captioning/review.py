@@ -18,7 +18,8 @@ from jobs.owners import audit_log
 from jobs.services import Services
 from jobs.subjects import captions as subject_captions
 from jobs.view import JobView, Time, View
-from storage.tables.jobs import Job, JobPicture, PictureState, Stage, StoredPicture
+from storage.tables.jobs import Job, JobPicture, PictureState, Stage
+from storage.tables.pictures import StoredPicture
 from training.spec import MAX_CAPTION_CHARACTERS
 
 

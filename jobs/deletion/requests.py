@@ -21,7 +21,7 @@ from notifications import outbox
 from storage.owners import names_in_use
 from storage.tables.access import ApiToken, StoredSession
 from storage.tables.deletions import Deletion, DeletionKind, DeletionState
-from storage.tables.jobs import StoredPicture
+from storage.tables.pictures import StoredPicture
 
 TOPIC = "deletion"  # of the messages that launch one
 

@@ -11,7 +11,8 @@ from jobs.deletion import rows
 from jobs.lifecycle.periodic import each
 from jobs.owners import audit_log
 from jobs.services import Services
-from storage.tables.jobs import ACTIVE, Job, JobPicture, StoredPicture
+from storage.tables.jobs import ACTIVE, Job, JobPicture
+from storage.tables.pictures import StoredPicture
 
 
 def sweep(services: Services) -> int:

@@ -19,7 +19,8 @@ from storage.tables.audit import AuditEntry, UsageLimit
 from storage.tables.captions import CaptionChange, GeneratedCaption
 from storage.tables.deletions import DeletedTraining, Deletion, StoredDrawing
 from storage.tables.fetches import StoredImageFetch
-from storage.tables.jobs import ACTIVE, Job, JobEvent, JobPicture, StoredPicture, Subject
+from storage.tables.jobs import ACTIVE, Job, JobEvent, JobPicture
+from storage.tables.pictures import StoredPicture, Subject
 from storage.tables.remote import RemoteRun
 
 _GONE = "deleted"  # in place of a picture's address or id

@@ -22,7 +22,8 @@ from jobs.remote import polls
 from jobs.services import Services
 from jobs.stages import stage_runner
 from storage.tables.deletions import DeletedTraining, Deletion, DeletionKind, DeletionState, StoredDrawing
-from storage.tables.jobs import ACTIVE, Job, StoredPicture
+from storage.tables.jobs import ACTIVE, Job
+from storage.tables.pictures import StoredPicture
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from core.numbers import NumbersAreNotBools
 from core.settings import Settings
 from credits.price import price_of_drawing
 from generation.comfyui.prompts import contains_word
+from jobs.requests.envelope import SubjectName
 from jobs.requests.prices import drawing_rate_of
-from jobs.requests.training_request import SubjectName
 from jobs.subjects.drawing import drawing_defaults
 from storage.tables.drawings import DrawingRow
 from training.spec import TrainSpec, base_model_location

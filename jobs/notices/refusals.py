@@ -5,9 +5,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from jobs import service
-from jobs.requests import training_request
-from jobs.requests.training_request import Envelope, Origin
+from jobs.requests import acceptance, installation
+from jobs.requests.envelope import Envelope, Origin
 from jobs.services import Services
 from notifications import webhooks
 from notifications.webhook_payload import NoticeFailure, NoticeJob
@@ -25,10 +24,10 @@ def queue_refused_notice(
     """
     known = {name: value for name in _NAMES if (value := _usable(name, arguments.get(name))) is not None}
     url = known.pop("webhook_url", None)
-    if url is None or training_request.webhook_fault(url, services.sources):
+    if url is None or installation.webhook_fault(url, services.sources):
         return False
     with services.database.writing() as session:
-        if service.is_model_id_taken(session, known.get("model_id")):
+        if acceptance.is_model_id_taken(session, known.get("model_id")):
             del known["model_id"]
         if not known.keys() & {"model_id", "subject_id"}:
             return False

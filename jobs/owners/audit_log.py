@@ -14,7 +14,7 @@ from storage.tables.audit import AuditEntry
 
 
 class AuditView(View):
-    """One entry. `actor`: `service`, `token`, `command` or `sweep`; `actor_id`: which token, user or sweep."""
+    """One entry. `actor`: `service`, `token`, `person`, `command` or `sweep`; `actor_id`: which of them."""
 
     id: str
     at: Time

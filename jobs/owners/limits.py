@@ -24,7 +24,8 @@ from jobs.view import Time, View
 from storage.database import lock_name
 from storage.tables.access import ApiToken
 from storage.tables.audit import UsageLimit
-from storage.tables.jobs import ACTIVE, Job, Stage, StoredPicture
+from storage.tables.jobs import ACTIVE, Job, Stage
+from storage.tables.pictures import StoredPicture
 
 OF_JOBS = ("running_jobs", "waiting_jobs", "jobs_per_day", "credits_per_day")
 OF_FILES = ("pictures", "bytes_stored")

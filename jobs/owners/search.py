@@ -21,7 +21,8 @@ from notifications import outbox
 from notifications.messages import DeadLetter
 from storage.owners import names_in_use
 from storage.tables.drawings import DrawingRow
-from storage.tables.jobs import Job, StoredPicture
+from storage.tables.jobs import Job
+from storage.tables.pictures import StoredPicture
 
 MAX_FOUND = 30  # of each kind
 _NAMING = ("credit_account", "api_token", "subject", "training_job")  # the tables that name all owners

@@ -17,8 +17,9 @@ from jobs.owners import audit_log
 from jobs.services import Services
 from storage.tables.access import ApiToken
 
-# Get and list; start, change and cancel; start with high priority; see and change the whole installation.
-SCOPES = ("read", "train", "priority", "operate")
+# Get and list; start, change and cancel; start with high priority; see the whole installation; see and change it.
+SCOPES = ("read", "train", "priority", "view", "operate")
+_OF_OPERATORS = ("view", "operate")
 _PREFIX = "imp_"
 _BYTES = 32
 _MAX_NAME = 200
@@ -37,6 +38,10 @@ class Token:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    person: str | None  # who signed in by OpenID Connect; None: a token with a secret
+
+    def may(self, scope: str) -> bool:
+        return scope in self.scopes or (scope == "view" and "operate" in self.scopes)
 
     def is_valid(self, now: datetime) -> bool:
         return self.revoked_at is None and (self.expires_at is None or self.expires_at > now)
@@ -57,8 +62,8 @@ def create(
         faults["name"] = f"1 to {_MAX_NAME} characters"
     if not scopes or not set(scopes) <= set(SCOPES):
         faults["scopes"] = f"must be some of {', '.join(SCOPES)}"
-    elif owner_id is not None and "operate" in scopes:
-        faults["scopes"] = "operate shows the data of all owners, so only a service token can have it"
+    elif owner_id is not None and (found := [scope for scope in _OF_OPERATORS if scope in scopes]):
+        faults["scopes"] = f"{found[0]} shows the data of all owners, so only a service token can have it"
     if owner_id is not None:
         try:
             owner_id = owner_name(owner_id)

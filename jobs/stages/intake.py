@@ -13,11 +13,13 @@ from core.picture_names import plain_name, source_name
 from jobs import keys, shared_objects
 from jobs.deletion import guard
 from jobs.owners import limits
-from jobs.requests.training_request import TrainingRequest, label_of
+from jobs.requests.envelope import label_of
+from jobs.requests.training_request import TrainingRequest
 from jobs.services import Services
 from jobs.stages import preflight
 from storage.database import lock_name
-from storage.tables.jobs import JobPicture, PictureState, PreparedPicture, StoredPicture
+from storage.tables.jobs import JobPicture, PictureState
+from storage.tables.pictures import PreparedPicture, StoredPicture
 from training.data.dataset import Manifest
 from training.ports import Example
 from training.spec import TrainSpec

@@ -10,11 +10,12 @@ from core.errors import ImageInvalid, ImageRefused, ImageUnreachable, MaskInvali
 from core.outbound.download_budget import Requester
 from core.picture_names import picture_label
 from jobs import keys
-from jobs.lifecycle import transitions
+from jobs.lifecycle import retries
 from jobs.services import Services
 from jobs.stages.intake import preparation
 from storage.picture_report import StoredReport
-from storage.tables.jobs import Job, JobPicture, PreparedPicture, StoredPicture
+from storage.tables.jobs import Job, JobPicture
+from storage.tables.pictures import PreparedPicture, StoredPicture
 from training.data.pictures import BAD_FAULTS
 from training.spec import TrainSpec
 
@@ -41,7 +42,7 @@ def fetch_and_convert(
             files.append(_source(services, reference, left - sum(map(len, files)), requester))
     except ImageUnreachable as error:
         fault, reason = ("unusable_mask", f"its mask: {error.message}") if files else ("unreachable", error.message)
-        is_over = transitions.is_patience_over(picture, services.settings)
+        is_over = retries.is_patience_over(picture, services.settings)
         if error.retryable and not (job.allow_missing and is_over):
             tried = f"; tried for {services.settings.fetch_patience_s:.0f} s" if is_over else ""
             label = picture_label(picture.position, picture.name)

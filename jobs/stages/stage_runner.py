@@ -18,13 +18,14 @@ from core.errors import HandOver, ImageUnreachable, ImprintError, LeaseLost, Out
 from core.telemetry import metrics
 from core.telemetry.logging import stage_context
 from jobs import keys, shared_objects
-from jobs.lifecycle import transitions
+from jobs.lifecycle import retries, transitions
 from jobs.lifecycle.leases import HeldLease, Lease, claim_stage
 from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.turns import RetryLater
 from storage.database import AWAY
-from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, Stage, Status, StoredPicture
+from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, Stage, Status
+from storage.tables.pictures import StoredPicture
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def holding_lease(services: Services, lease: Lease, limit_s: float | None = None
         except HandOver as stop:
             with suppress(LeaseLost), services.database.writing() as session:
                 reason = str(stop) or "this worker was asked to stop"
-                transitions.hand_over(session, lease, services.settings, reason)
+                retries.hand_over(session, lease, services.settings, reason)
             raise NothingToDo(str(stop)) from stop
         except Stop as stop:
             log.info("this worker stops work on the stage: %s", stop)
@@ -174,7 +175,7 @@ def _postpone(services: Services, lease: Lease, error: ImprintError) -> float | 
     is_outage = lease.position is not None and isinstance(error, ImageUnreachable | StoreUnavailable)
     if not error.retryable or not (is_outage or lease.attempt < services.settings.max_attempts):
         return None
-    postpone = transitions.postpone_picture if is_outage else transitions.postpone
+    postpone = retries.postpone_picture if is_outage else retries.postpone
     with services.database.writing() as session:
         try:
             return postpone(session, lease, error, services.settings)

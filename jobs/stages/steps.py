@@ -1,4 +1,4 @@
-"""The steps: what each stage does.
+"""The steps: what each stage from dataset on does (preprocess: preprocessing.py).
 
 A step claims its stage under a lease, works with no session open, and records the result if the lease is still valid.
 A step may run twice: the second run changes nothing.
@@ -6,36 +6,24 @@ A step may run twice: the second run changes nothing.
 
 import hashlib
 import logging
-import time
 from pathlib import Path
 
-from sqlmodel import Session, col, func, select
+from sqlmodel import Session, col, select
 
-from core.errors import (
-    ImagesMissing,
-    ImprintError,
-    LeaseLost,
-    ObjectExists,
-    TooFewImages,
-    UploadFailed,
-)
-from core.outbound.download_budget import Requester
+from core.errors import ImagesMissing, ImprintError, ObjectExists, TooFewImages, UploadFailed
 from core.picture_names import picture_label
 from core.telemetry.logging import stage_context
 from jobs import keys, screening, shared_objects
 from jobs.lifecycle import transitions
-from jobs.lifecycle.leases import HeldLease, Lease, claim_picture
+from jobs.lifecycle.leases import HeldLease, Lease
 from jobs.remote import train_stage
 from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.stages.control import JobControl, StoredCheckpoints, StoredLoras, StoredPreviews, device
-from jobs.stages.intake import picture_values, preparation, unpack
-from jobs.stages.picture_source import fetch_and_convert, prepared_before
-from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, timed_stage, work_dir, worker_name
-from jobs.turns import RetryLater, owner_slot
-from storage.database import insert_if_absent
+from jobs.stages.intake import unpack
+from jobs.stages.stage_runner import NothingToDo, claim, holding_lease, timed_stage, work_dir
 from storage.picture_report import StoredReport
-from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, PreparedPicture, Stage, Status
+from storage.tables.jobs import Job, JobPicture, PictureState, Stage
 from training.data.dataset import DatasetPicture, Manifest, build_manifest
 from training.data.quality import near_duplicates
 from training.lora import file as lora_file
@@ -46,91 +34,8 @@ from training.spec import MIN_PICTURES, base_model_location
 
 log = logging.getLogger(__name__)
 
-# How long one message prepares pictures of an owner. What is left then is sent again, so that others get a turn.
-_GROUP_S = 5.0
-
 
 # ---- preprocess -------------------------------------------------------------------------------------------
-
-
-def preprocess(services: Services, job_id: str, *positions: int) -> None:
-    """Fetch and prepare pictures one after the other, each unless that was done before, and record their states.
-
-    A picture that is refused or cannot be read is left out and named; it does not fail the job by itself. One whose
-    server does not answer is tried again for `fetch_patience_s`. Then it fails the job, unless that `allow_missing`.
-    Raises RetryLater for the pictures that are left, also if the owner's other pictures take its share of this worker.
-    """
-    with services.database.reading() as session:
-        owner_id = session.scalar(select(Job.owner_id).where(Job.id == job_id, col(Job.status).in_(ACTIVE)))
-    if owner_id is None:  # do not let it wait for a slot
-        raise NothingToDo(f"{job_id} is final or deleted")
-    until = time.monotonic() + _GROUP_S
-    later: list[tuple[int, RetryLater]] = []
-    left, reason = list(positions), NothingToDo(f"{job_id}: no picture is waiting")
-    is_any_done = False
-    with owner_slot(services, owner_id):
-        while left and (time.monotonic() < until or left == list(positions)):
-            position = left.pop(0)
-            try:
-                _preprocess(services, job_id, position)
-                is_any_done = True
-            except NothingToDo as nothing:
-                reason = nothing
-            except RetryLater as again:
-                later.append((position, again))
-    if left or later:
-        first = later[0][1] if later else RetryLater("other work gets a turn", 0.0)
-        delay_s = 0.0 if left else min(retry.delay_s for _, retry in later)
-        raise RetryLater(str(first.args[0]), delay_s, (job_id, *left, *(position for position, _ in later))) from first
-    if not is_any_done:
-        raise reason
-
-
-def _preprocess(services: Services, job_id: str, position: int) -> None:
-    with services.database.writing() as session:
-        claimed = claim_picture(session, job_id, position, worker_name(), services.settings.lease_s)
-        if claimed is None:
-            raise NothingToDo(f"{job_id}: {picture_label(position, None)} is not waiting")
-        lease, picture = claimed
-        job = session.get_one(Job, job_id)
-        if job.status == Status.PENDING:
-            transitions.begin(session, job_id)
-        spec, requester = spec_of(job), Requester(job.owner_id, job_id)
-        # The preparation of a picture with a mask depends on the mask's content, which is not known yet.
-        known = (
-            None
-            if picture.mask
-            else prepared_before(session, picture.source_sha256, preparation(spec, crop=picture.crop))
-        )
-        left = services.settings.max_job_bytes - _fetched(session, job_id)
-    with holding_lease(services, lease):
-        made, size = (known, 0) if known else fetch_and_convert(services, job, picture, spec, left, requester)
-        try:
-            with services.database.writing() as session:
-                since = None if made.source_sha256 else picture.unreachable_since
-                values = {**picture_values(made), "source_bytes": size, "unreachable_since": since}
-                transitions.record_picture(session, lease, **values)
-                if made.source_sha256:
-                    insert_if_absent(session, made)
-                if made.sha256:
-                    shared_objects.record_use(session, keys.prepared(made.sha256))
-        except LeaseLost:
-            _note_prepared(services, made)  # if the job was deleted, nothing else names it
-            raise
-        if made.sha256 and not services.store.exists(keys.prepared(made.sha256)):
-            # It was deleted with its last user while this job found it.
-            fetch_and_convert(services, job, picture, spec, left, requester, again=True)
-
-
-def _note_prepared(services: Services, made: PreparedPicture) -> None:
-    with services.database.writing() as session:
-        shared_objects.note_unused(session, shared_objects.files_of(made.source_sha256, made.sha256))
-
-
-def _fetched(session: Session, job_id: str) -> int:
-    """The number of bytes fetched for the job's pictures so far."""
-    query = select(func.coalesce(func.sum(JobPicture.source_bytes), 0)).where(JobPicture.job_id == job_id)
-    return int(session.exec(query).one())
 
 
 # ---- dataset ----------------------------------------------------------------------------------------------

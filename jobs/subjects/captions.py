@@ -14,7 +14,7 @@ from jobs.services import Services
 from jobs.subjects import subject_pictures
 from storage.database import lock_name
 from storage.tables.captions import CaptionChange
-from storage.tables.jobs import StoredPicture
+from storage.tables.pictures import StoredPicture
 from training.spec import MAX_CAPTION_CHARACTERS
 
 Kind = Literal["set", "replace", "prepend", "upload", "auto"]

@@ -12,7 +12,7 @@ from jobs.stages import intake, picture_source
 from jobs.subjects import subject_pictures
 from jobs.subjects.subject_pictures import SubjectPicture
 from storage.database import insert_if_absent
-from storage.tables.jobs import PreparedPicture, StoredPicture, Subject
+from storage.tables.pictures import PreparedPicture, StoredPicture, Subject
 from training.data.framing import Crop
 from training.data.thumbnail import thumbnail
 from training.spec import TrainSpec

@@ -16,7 +16,7 @@ from generation.comfyui.follow import OnProgress
 from generation.comfyui.prompts import contains_word
 from jobs import keys
 from jobs.deletion import guard
-from jobs.requests.training_request import SubjectName
+from jobs.requests.envelope import SubjectName
 from jobs.services import Services
 from jobs.subjects import loras
 from jobs.subjects.comfyui_drawing import ComfyUITarget, cancel_drawing, comfyui_target, draw_on_comfyui

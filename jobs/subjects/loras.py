@@ -8,7 +8,7 @@ from core.clock import utcnow
 from core.errors import LoraNotReady
 from jobs import keys
 from jobs.owners.unusable_names import normal_name
-from jobs.requests.training_request import subject_name
+from jobs.requests.envelope import subject_name
 from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.view import Time, View

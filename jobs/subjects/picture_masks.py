@@ -9,8 +9,8 @@ from jobs.deletion import requests
 from jobs.services import Services
 from jobs.subjects import subject_pictures, subject_settings
 from jobs.subjects.subject_pictures import OLDEST_FIRST, SubjectPicture, belongs_to
-from storage.tables.jobs import StoredPicture
-from training.data.folders.picture_folder import compared_stem
+from storage.tables.pictures import StoredPicture
+from training.data.folders.file_names import compared_stem
 
 
 def file_name(picture_id: str) -> str:

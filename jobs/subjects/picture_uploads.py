@@ -17,10 +17,12 @@ from core.picture_names import picture_label, plain_name
 from core.settings import Settings
 from jobs.services import Services
 from jobs.subjects import captions, subject_notes, subject_pictures
-from storage.tables.jobs import StoredPicture
+from storage.tables.pictures import StoredPicture
 from training.data.file_kinds import CAPTION_SUFFIXES, CAPTION_TABLES, SUFFIXES, archive_kind
-from training.data.folders.archives import UnpackLimits, unpack
-from training.data.folders.picture_folder import MASKS_NOT_USED, is_hidden, masks_of, read_folder
+from training.data.folders.archives import unpack
+from training.data.folders.file_names import is_hidden
+from training.data.folders.picture_folder import MASKS_NOT_USED, masks_of, read_folder
+from training.data.folders.unpack_target import UnpackLimits
 
 _MAX_CAPTION_FILE_BYTES = 16 * 2**20
 _START_BYTES = 512  # of a file, which tell what it is

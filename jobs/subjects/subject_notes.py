@@ -8,7 +8,7 @@ from sqlmodel import col
 from jobs.deletion import guard
 from jobs.services import Services
 from storage.database import insert_if_absent
-from storage.tables.jobs import Subject
+from storage.tables.pictures import Subject
 
 MAX_KEPT = 50
 

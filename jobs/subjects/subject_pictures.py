@@ -18,8 +18,8 @@ from jobs.services import Services
 from jobs.stages import intake, picture_source
 from storage.database import insert_if_absent
 from storage.picture_report import StoredReport
-from storage.tables.jobs import PreparedPicture, StoredPicture, Subject
-from training.data.folders.picture_folder import compared_stem
+from storage.tables.pictures import PreparedPicture, StoredPicture, Subject
+from training.data.folders.file_names import compared_stem
 from training.data.framing import Frame, View
 from training.data.quality import Repeats, near_duplicates
 from training.data.thumbnail import thumbnail

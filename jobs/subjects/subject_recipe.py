@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from sqlmodel import Session, col, select
 
 from core.errors import SpecInvalid
-from jobs.requests import recipe_options, training_request
-from storage.tables.jobs import Subject
+from jobs.requests import envelope, recipe_options
+from storage.tables.pictures import Subject
 from training.spec import GROUPS, TrainSpec
 
 # A subject has settings of its own for these, and its base model has a short name, which has a family.
@@ -24,12 +24,12 @@ _STEM_CHARACTERS, _DIGEST_CHARACTERS = 12, 5
 
 def parse(recipe: Mapping[str, Any], base_model: str | None) -> dict[str, Any]:
     """The values of a recipe as they are stored: only those that were given. Raises SpecInvalid with every fault."""
-    faults = {f"recipe.{name}": "unknown option" for name in training_request.unknown_names(recipe, RECIPE)}
+    faults = {f"recipe.{name}": "unknown option" for name in envelope.unknown_names(recipe, RECIPE)}
     given = {name: value for name, value in recipe.items() if name in RECIPE and value is not None}
     try:
         spec = TrainSpec.model_validate({"base_model": base_model or "sd15", "trigger_word": "x", "seed": 0, **given})
     except ValidationError as error:
-        faults |= {f"recipe.{name}": fault for name, fault in training_request.faults_of(error).items()}
+        faults |= {f"recipe.{name}": fault for name, fault in envelope.faults_of(error).items()}
     if faults:
         raise SpecInvalid.of(faults)
     full = spec.model_dump(mode="json")

@@ -16,20 +16,21 @@ from jobs import service
 from jobs.deletion import guard
 from jobs.notices import notices
 from jobs.owners.unusable_names import normal_name
-from jobs.requests import training_request
+from jobs.requests import acceptance, envelope, installation, training_request
 from jobs.services import Services
 from jobs.subjects import subject_pictures, subject_recipe
 from jobs.view import JobView, View
 from notifications import webhooks
 from notifications.webhook_payload import Event, NoticeFailure, NoticeJob
 from storage.database import insert_if_absent
-from storage.tables.jobs import ACTIVE, Job, Subject
+from storage.tables.jobs import ACTIVE, Job
+from storage.tables.pictures import Subject
 from training.families.registry import BASE_MODELS
 from training.spec import MIN_PICTURES, Word
 
 NOT_STARTED: Event = "training.not_started"
 _WORD: TypeAdapter[str] = TypeAdapter(Word)
-_NAME: TypeAdapter[str] = TypeAdapter(training_request.SubjectName)
+_NAME: TypeAdapter[str] = TypeAdapter(envelope.SubjectName)
 _KEPT = ("train_automatically", "base_model", "trigger_word", "class_word", "webhook_url", "recipe")
 
 
@@ -74,7 +75,7 @@ def _validate(services: Services, subject: Subject, values: Mapping[str, Any]) -
                 faults[name] = fault
             kept[name] = kept[name].strip() or None
     if kept.get("webhook_url") is not None and (
-        fault := training_request.webhook_fault(kept["webhook_url"], services.sources)
+        fault := installation.webhook_fault(kept["webhook_url"], services.sources)
     ):
         faults["webhook_url"] = fault
     if kept.get("recipe") is not None:
@@ -153,7 +154,7 @@ def profile_set_completed(services: Services, owner_id: str, subject_id: str, ke
     also starts one training, even if a picture was added between two reports. If nothing was started, the reason also
     goes to the subject's webhook. Raises SpecInvalid for invalid names, and KeyReused for the key of another subject.
     """
-    owner_id, subject_id = normal_name(owner_id), training_request.subject_name(subject_id)
+    owner_id, subject_id = normal_name(owner_id), envelope.subject_name(subject_id)
     with services.database.writing() as session:
         # The second of two callers waits here, and then sees what the first one did.
         subject = session.get(Subject, (owner_id, subject_id), with_for_update=True)
@@ -201,7 +202,7 @@ def _start(session: Session, services: Services, subject: Subject, key: str | No
             running.id, "running", f"{running.id} is {running.status}; one training of a subject runs at a time"
         )
     try:
-        job = service.accept(
+        job = acceptance.accept(
             session, training_request.parse(request, services.settings, services.sources), services.settings
         )
     except InsufficientCredits as error:

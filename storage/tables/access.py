@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
 
 from core.clock import utcnow
-from storage.tables.jobs import time_column
+from storage.tables.columns import time_column
 
 
 class ApiToken(SQLModel, table=True):
@@ -19,7 +19,9 @@ class ApiToken(SQLModel, table=True):
     sha256: str = Field(unique=True)
     name: str
     owner_id: str | None = Field(default=None, index=True)  # None: a service token; each call names the owner
-    scopes: str  # space-separated: read, train, operate
+    scopes: str  # space-separated: read, train, priority, view, operate
+    # A hash of the provider and its name for the person who signed in by OpenID Connect; such a token has no secret.
+    person: str | None = Field(default=None, index=True)
     created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
     expires_at: datetime | None = Field(default=None, sa_column=time_column())
     revoked_at: datetime | None = Field(default=None, sa_column=time_column())

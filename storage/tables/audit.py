@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
 
 from core.json_column import JsonColumn
-from storage.tables.jobs import time_column
+from storage.tables.columns import time_column
 
 
 class UsageLimit(SQLModel, table=True):

@@ -8,7 +8,7 @@ from sqlmodel import Field, SQLModel
 
 from core.clock import utcnow
 from core.json_column import JsonColumn
-from storage.tables.jobs import time_column
+from storage.tables.columns import time_column
 
 
 class FetchResult(BaseModel):

@@ -1,7 +1,4 @@
-"""The tables for pictures, subjects and jobs.
-
-The other modules of this package have the rest. `credits/` and `notifications/` have tables of their own.
-"""
+"""The tables for jobs, their pictures and their events."""
 
 from datetime import datetime
 from enum import IntEnum, StrEnum
@@ -11,9 +8,9 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 from sqlmodel import Field, SQLModel
 
-from core.clock import UtcDateTime, utcnow
-from core.json_column import JsonColumn
+from core.clock import utcnow
 from storage.picture_report import StoredReport
+from storage.tables.columns import json_column, time_column
 
 
 class Status(StrEnum):
@@ -57,58 +54,6 @@ class PictureState(StrEnum):
     BAD = "bad"
 
 
-def time_column(nullable: bool = True) -> Any:
-    return sa.Column(UtcDateTime(), nullable=nullable)
-
-
-def _json(kind: Any, nullable: bool = True) -> Any:
-    return sa.Column(JsonColumn(kind), nullable=nullable)
-
-
-class StoredPicture(SQLModel, table=True):
-    """A picture that an owner has uploaded. Requests name it by its id."""
-
-    __tablename__ = "picture"
-
-    id: str = Field(primary_key=True)
-    owner_id: str = Field(index=True)
-    subject_id: str
-    sha256: str = Field(index=True)
-    key: str
-    size_bytes: int = Field(sa_type=sa.BigInteger)
-    name: str | None = None  # of the file that it came from
-    caption: str | None = None
-    # The quality report; None until the picture has been checked.
-    report: StoredReport | None = Field(default=None, sa_column=_json(StoredReport))
-    preview_key: str | None = Field(default=None, index=True)  # of the thumbnail
-    # The part that its owner wants trained, as shares of width and height: left, top, right, bottom. None: the whole.
-    crop: list[float] | None = Field(default=None, sa_column=_json(list[float]))
-    # A mask for another picture. Masks are not trained on.
-    is_mask: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
-    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
-    removed_at: datetime | None = Field(default=None, sa_column=time_column())  # by its owner; jobs keep using it
-
-
-class Subject(SQLModel, table=True):
-    """What an owner wants to train: a character, a person, a product or a style, with its settings."""
-
-    __tablename__ = "subject"
-
-    owner_id: str = Field(primary_key=True)
-    id: str = Field(primary_key=True)
-    trigger_word: str | None = None
-    class_word: str | None = None
-    base_model: str | None = None
-    webhook_url: str | None = None
-    # Other fields of a TrainSpec that its trainings use, where a request does not say otherwise.
-    recipe: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
-    train_automatically: bool = False
-    # What was noted about the files of its uploads, until the owner dismisses it.
-    notes: list[str] | None = Field(default=None, sa_column=_json(list[str]))
-    profile_sets: int = 0  # how often the profile set was reported as complete; each report starts at most one training
-    updated_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
-
-
 class PeriodicRun(SQLModel, table=True):
     """When a periodic task last ran to its end."""
 
@@ -116,22 +61,6 @@ class PeriodicRun(SQLModel, table=True):
 
     name: str = Field(primary_key=True)
     finished_at: datetime = Field(sa_column=time_column(nullable=False))
-
-
-class PreparedPicture(SQLModel, table=True):
-    """A source file prepared for one recipe (resolution, cropping, mask), once for all jobs that use it."""
-
-    __tablename__ = "prepared_picture"
-
-    source_sha256: str = Field(primary_key=True)
-    recipe: str = Field(primary_key=True)
-    key: str | None = None  # of the PNG in the store; None if the file cannot be decoded
-    sha256: str | None = Field(default=None, index=True)  # of the PNG
-    width: int = 0
-    height: int = 0
-    # The quality report, or why the file cannot be decoded.
-    report: StoredReport = Field(sa_column=_json(StoredReport, nullable=False))
-    created_at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
 
 
 class EndTask(BaseModel):
@@ -201,7 +130,7 @@ class Job(SQLModel, table=True):
     report_key: str | None = None
     request_sha256: str
     # The fields of a TrainSpec, parsed by `jobs.specs`; the four columns below repeat the fields that queries use.
-    spec: dict[str, Any] = Field(sa_column=_json(dict[str, Any], nullable=False))
+    spec: dict[str, Any] = Field(sa_column=json_column(dict[str, Any], nullable=False))
     family: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
     backend: str = Field(default="", sa_column_kwargs={"server_default": sa.text("''")})
     resolution: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
@@ -214,12 +143,12 @@ class Job(SQLModel, table=True):
     admitted_at: datetime | None = Field(default=None, sa_column=time_column())  # None: it waits for its turn
     token_id: str | None = None  # of the HTTP API, with which it was started
     webhook_url: str | None = None
-    on_end: EndTask | None = Field(default=None, sa_column=_json(EndTask))
+    on_end: EndTask | None = Field(default=None, sa_column=json_column(EndTask))
     model_id: str | None = None  # as the request gave it; None: the job's id
     # What notices send back as the request had it; `style_id` is the `subject_id` of a RabbitMQ message.
-    reference: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))
+    reference: dict[str, Any] | None = Field(default=None, sa_column=json_column(dict[str, Any]))
     message_id: str | None = None
-    style_id: str | int | None = Field(default=None, sa_column=_json(str | int))
+    style_id: str | int | None = Field(default=None, sa_column=json_column(str | int))
     # Whether it may train without pictures that stay unreachable, and whether its last notice has a presigned address.
     allow_missing: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
     model_link: bool = Field(default=False, sa_column_kwargs={"server_default": sa.false()})
@@ -240,8 +169,8 @@ class Job(SQLModel, table=True):
 
     failure_code: str | None = None
     failure_message: str | None = None
-    details: dict[str, Any] | None = Field(default=None, sa_column=_json(dict[str, Any]))  # of the failure
-    notes: list[str] | None = Field(default=None, sa_column=_json(list[str]))  # on its pictures and captions
+    details: dict[str, Any] | None = Field(default=None, sa_column=json_column(dict[str, Any]))  # of the failure
+    notes: list[str] | None = Field(default=None, sa_column=json_column(list[str]))  # on its pictures and captions
     waiting_note: str | None = None  # active jobs: what the job waits for, or why its last attempt ended
 
     hold_id: str | None = None
@@ -259,7 +188,9 @@ class Job(SQLModel, table=True):
     dataset_sha256: str | None = None
     lora_sha256: str | None = None
     lora_bytes: int | None = Field(default=None, sa_type=sa.BigInteger)
-    readers: dict[str, str] | None = Field(default=None, sa_column=_json(dict[str, str]))  # how programs read the file
+    readers: dict[str, str] | None = Field(
+        default=None, sa_column=json_column(dict[str, str])
+    )  # how programs read the file
     lora_key: str | None = None  # set once the upload has been read back
     train_seconds: float = 0.0
     checkpoint_step: int = 0
@@ -291,15 +222,15 @@ class JobPicture(SQLModel, table=True):
     name: str | None = None  # of its source, for people: never an address
     caption: str | None = None
     mask: str | None = None  # an address or an id too
-    crop: list[float] | None = Field(default=None, sa_column=_json(list[float]))  # as the stored picture's
+    crop: list[float] | None = Field(default=None, sa_column=json_column(list[float]))  # as the stored picture's
     state: str = PictureState.WAITING
     source_sha256: str | None = None
     source_bytes: int = Field(default=0, sa_type=sa.BigInteger)  # downloaded for this picture
     prepared_sha256: str | None = None
     width: int = 0
     height: int = 0
-    faults: list[str] = Field(default_factory=list, sa_column=_json(list[str], nullable=False))
-    report: StoredReport | None = Field(default=None, sa_column=_json(StoredReport))
+    faults: list[str] = Field(default_factory=list, sa_column=json_column(list[str], nullable=False))
+    report: StoredReport | None = Field(default=None, sa_column=json_column(StoredReport))
 
     lease_token: int = 0
     lease_holder: str | None = None
@@ -321,4 +252,4 @@ class JobEvent(SQLModel, table=True):
     job_id: str = Field(foreign_key="training_job.id")
     at: datetime = Field(default_factory=utcnow, sa_column=time_column(nullable=False))
     kind: str  # status, stage, progress, retry
-    data: dict[str, Any] = Field(sa_column=_json(dict[str, Any], nullable=False))
+    data: dict[str, Any] = Field(sa_column=json_column(dict[str, Any], nullable=False))

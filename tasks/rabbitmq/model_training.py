@@ -22,7 +22,7 @@ from urllib.parse import quote
 from core.errors import SpecInvalid
 from core.settings import Settings
 from jobs.requests import training_request
-from jobs.requests.training_request import Envelope, Origin
+from jobs.requests.envelope import Envelope, Origin
 from storage.sources import Sources
 from training.spec import TrainSpec
 

@@ -16,7 +16,7 @@ from core.advice import ADVICE
 from jobs import service
 from jobs.owners import accounts
 from jobs.subjects import subject_pictures, subject_settings
-from storage.tables.jobs import StoredPicture
+from storage.tables.pictures import StoredPicture
 from tests.browser.conftest import DESKTOP, PHONE, WAIT_MS, Visitor, check_accessible
 from tests.site import MASCOT, until
 from web.pages.render import number

@@ -377,7 +377,7 @@ def test_the_places_of_many_jobs_are_computed_by_a_thread_and_until_then_age_cou
         monkeypatch.setattr("jobs.admission.places._let_others_run", lambda _number: lock.wait(30))
         assert service.get(services, late).place == 12 - WINDOW + 1
         assert service.get(services, late).place == 12 - WINDOW + 1
-        assert services.places.computing() == 1
+        assert [thread.name for thread in threading.enumerate()].count("places train.sd15") == 1
         lock.set()
         busy.rollback()
     services.places.wait()

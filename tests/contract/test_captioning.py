@@ -23,7 +23,8 @@ from jobs.subjects import captions as subject_captions
 from jobs.subjects import subject_pictures
 from notifications.tables import OutboxMessage
 from storage.tables.captions import GeneratedCaption
-from storage.tables.jobs import Job, JobPicture, PictureState, StoredPicture
+from storage.tables.jobs import Job, JobPicture, PictureState
+from storage.tables.pictures import StoredPicture
 from tasks import pipeline
 from tests.contract.jobs import balances, events, messages, request
 from tests.contract.jobs import row as job_row

@@ -31,7 +31,8 @@ from jobs.subjects import captions, drawing, image_fetches, subject_notes, subje
 from notifications import receivers
 from notifications.tables import OutboxMessage
 from storage.tables.deletions import Deletion, DeletionState, UnusedObject
-from storage.tables.jobs import Job, JobPicture, Stage, StoredPicture
+from storage.tables.jobs import Job, JobPicture, Stage
+from storage.tables.pictures import StoredPicture
 from storage.tables.remote import RemoteRun, RunState
 from tests.contract.jobs import put_at, task_call
 from tests.contract.personal import places

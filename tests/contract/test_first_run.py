@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import first_run, stack
+from cli import first_run, stack_members
 from core.errors import BackendUnreachable
 from core.settings import Settings
 from jobs.owners import accounts, sign_in_links, tokens
@@ -22,9 +22,9 @@ def test_a_taken_port_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(BackendUnreachable, match=f"port {port} is taken by another program"):
-            stack.Supervisor(Settings(_env_file=None, home=tmp_path, web_port=port))
-    monkeypatch.setattr(stack, "is_free", lambda host, port: port != 8080)
-    made = stack.Supervisor(Settings(_env_file=None, home=tmp_path))
+            stack_members.Layout(Settings(_env_file=None, home=tmp_path, web_port=port))
+    monkeypatch.setattr(stack_members, "is_free", lambda host, port: port != 8080)
+    made = stack_members.Layout(Settings(_env_file=None, home=tmp_path))
     assert not made.web_url.endswith(":8080")
     assert made.notes == ["Port 8080 is taken by another program, so the page has another one."]
 

@@ -51,7 +51,7 @@ from core.errors import (
 from core.settings import Settings
 from credits import ledger
 from jobs import service
-from jobs.lifecycle import repair, sweeps, transitions
+from jobs.lifecycle import repair, retries, sweeps, transitions
 from jobs.lifecycle.leases import HeldLease, Lease, LeaseKeeper, claim_picture, claim_stage
 from jobs.owners import accounts
 from jobs.services import Services
@@ -290,8 +290,8 @@ def test_an_expired_claim_is_taken_over_and_its_holder_writes_nothing_more(servi
         lambda session: stale.write(session, step=99),
         lambda session: stale.renew(session, 30),
         lambda session: transitions.advance(session, stale, services.settings, step=99),
-        lambda session: transitions.postpone(session, stale, ImageUnreachable("x"), services.settings),
-        lambda session: transitions.hand_over(session, stale, services.settings, "stop"),
+        lambda session: retries.postpone(session, stale, ImageUnreachable("x"), services.settings),
+        lambda session: retries.hand_over(session, stale, services.settings, "stop"),
     ):
         with pytest.raises(LeaseLost), services.database.writing() as session:
             write(session)
@@ -456,7 +456,7 @@ def test_a_renewal_on_its_way_does_not_bring_back_a_lease_that_was_given_back(se
         with LeaseKeeper(services.database, 0.3).keeping(lease):
             lease.on_its_way.wait(10)
         with services.database.writing() as session:
-            transitions.postpone(session, lease, ImageUnreachable("not just now"), services.settings)
+            retries.postpone(session, lease, ImageUnreachable("not just now"), services.settings)
 
     ended = threading.Thread(target=step)
     ended.start()
@@ -657,7 +657,7 @@ def test_a_late_success_after_an_expired_hold_is_delivered_and_charged_nothing(s
 def test_a_hand_over_costs_no_attempt_and_sends_the_rest(services: Services, job_id: str) -> None:
     put_at(services, job_id, Stage.TRAIN)
     with services.database.writing() as session:
-        transitions.hand_over(session, lease_of_session(session, job_id), services.settings, "stop")
+        retries.hand_over(session, lease_of_session(session, job_id), services.settings, "stop")
     found = row(services, job_id)
     assert (found.attempt, found.lease_until) == (0, None)
     assert messages(services, job_id) == ["launch", "launch"]

@@ -12,7 +12,7 @@ from core.settings import Settings
 from jobs import keys, service
 from jobs.owners import accounts
 from jobs.services import Services
-from jobs.stages import intake, steps
+from jobs.stages import intake, preprocessing, steps
 from jobs.subjects import subject_pictures
 from jobs.turns import RetryLater
 from storage.picture_report import StoredReport
@@ -76,7 +76,7 @@ def preprocessed(services: Services, images: list[Any], **changed: Any) -> str:
     job_id = submitted(services, images, **changed)
     for position in range(len(images)):
         if picture(services, job_id, position).state == PictureState.WAITING:
-            steps.preprocess(services, job_id, position)
+            preprocessing.preprocess(services, job_id, position)
     return job_id
 
 
@@ -137,7 +137,9 @@ def test_a_worker_that_died_leaves_nothing_that_changes_the_bytes(services: Serv
     first, second = preprocessed(services, images), submitted(services, images)
     wanted = picture(services, first).prepared_sha256
     services.store.delete(keys.prepared(wanted or ""))
-    steps.preprocess(services, second, 0)  # finds the row, and not the file: as after a worker that died in between
+    preprocessing.preprocess(
+        services, second, 0
+    )  # finds the row, and not the file: as after a worker that died in between
     assert picture(services, second).prepared_sha256 == wanted
 
 
@@ -174,8 +176,8 @@ def test_a_job_that_may_lack_masks_goes_on_without_those_whose_host_stays_away(
     images = [{"ref": name, "mask": "http://127.0.0.1:9/m.png"} for name in stored(services, files)]
     job_id = submitted(services, images, allow_missing=True)
     with pytest.raises(RetryLater):
-        steps.preprocess(services, job_id, 0)
-    steps.preprocess(services, job_id, 0)
+        preprocessing.preprocess(services, job_id, 0)
+    preprocessing.preprocess(services, job_id, 0)
     assert report(services, job_id).bad == ["unusable_mask"]
     assert report(services, job_id).code == "image_unreachable"
 
@@ -193,7 +195,7 @@ def test_masks_count_against_the_bytes_of_a_picture_and_of_a_job(
         services = house_with(**limits)
         pair = {"ref": (files / "0.png").as_uri(), "mask": (files / "large.png").as_uri()}
         job_id = submitted(services, [pair, *stored(services, files)[1:]])
-        steps.preprocess(services, job_id, 0)
+        preprocessing.preprocess(services, job_id, 0)
         return report(services, job_id).error, picture(services, job_id).source_bytes
 
     assert first(max_picture_bytes=2 * size) == (

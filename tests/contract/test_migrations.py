@@ -26,7 +26,8 @@ from jobs.subjects import captions, subject_notes
 from storage.database import Database, known_revisions
 from storage.owners import OWNED
 from storage.tables.deletions import Deletion
-from storage.tables.jobs import Job, JobPicture, PreparedPicture, StoredPicture, Subject
+from storage.tables.jobs import Job, JobPicture
+from storage.tables.pictures import PreparedPicture, StoredPicture, Subject
 from tests.servers.databases import BOTH
 from tests.servers.postgres import new_database
 from tests.site import ROOT

@@ -13,10 +13,10 @@ from core.errors import ImageUnreachable
 from core.settings import Settings
 from jobs import service
 from jobs.lifecycle import sweeps
-from jobs.lifecycle.transitions import LONGEST_FETCH_DELAY_S
+from jobs.lifecycle.retries import LONGEST_FETCH_DELAY_S
 from jobs.owners import accounts
 from jobs.services import Services
-from jobs.stages import intake, steps
+from jobs.stages import intake, preprocessing, steps
 from jobs.stages.stage_runner import NothingToDo, RetryLater
 from notifications.webhook_payload import NoticeJob, webhook_body
 from storage.objects.s3 import S3Store
@@ -51,13 +51,13 @@ def submitted(services: Services, server: PictureServer, count: int = 7, **chang
     view = service.submit(services, {**REQUEST, "images": images, "resolution": 64, **changed})
     for position in range(count):
         if f"/{position}.png" not in AWAY:
-            steps.preprocess(services, view.job_id, position)
+            preprocessing.preprocess(services, view.job_id, position)
     return view.job_id
 
 
 def postponed(services: Services, job_id: str, position: int = 2) -> float:
     with pytest.raises(RetryLater) as caught:
-        steps.preprocess(services, job_id, position)
+        preprocessing.preprocess(services, job_id, position)
     return caught.value.delay_s
 
 
@@ -82,7 +82,7 @@ def test_an_outage_is_waited_out_and_nothing_is_trained_without(services: Servic
         steps.dataset(services, job_id)
     server.status.clear()
     for position in (2, 5):
-        steps.preprocess(services, job_id, position)
+        preprocessing.preprocess(services, job_id, position)
     assert picture(services, job_id, 2).unreachable_since is None
     steps.dataset(services, job_id)
     view = service.get(services, job_id)
@@ -99,7 +99,7 @@ def test_a_picture_waits_for_a_slot_only_while_its_job_is_active(services: Servi
     assert postponed(services, job_id) < 1
     service.cancel(services, job_id)
     with pytest.raises(NothingToDo, match="is final or deleted"):
-        steps.preprocess(services, job_id, 2)
+        preprocessing.preprocess(services, job_id, 2)
 
 
 def test_the_delays_double_until_a_minute(services: Services, server: PictureServer) -> None:
@@ -120,7 +120,7 @@ def test_a_server_that_stays_away_fails_the_job_with_all_credits_back(
     postponed(services, job_id)
     wait_for(services, job_id, OVER)
     with pytest.raises(ImageUnreachable):
-        steps.preprocess(services, job_id, 2)
+        preprocessing.preprocess(services, job_id, 2)
     view = service.get(services, job_id)
     assert (view.status, view.failure.code, view.failure.details) == ("failed", "image_unreachable", {"picture": 3})
     assert view.failure.message.startswith("picture 3 (2.png): http://127.0.0.1:")
@@ -138,7 +138,7 @@ def test_a_job_that_may_lack_pictures_is_trained_without_those_that_stay_away(
         postponed(services, job_id, position)
     wait_for(services, job_id, OVER)
     for position in (2, 5):
-        steps.preprocess(services, job_id, position)
+        preprocessing.preprocess(services, job_id, position)
     steps.dataset(services, job_id)
     view = service.get(services, job_id)
     assert view.total_steps == 500
@@ -153,7 +153,7 @@ def test_a_job_that_may_lack_pictures_but_has_too_few_left_fails_as_unreachable(
         postponed(services, job_id, position)
     wait_for(services, job_id, OVER)
     for position in (2, 5):
-        steps.preprocess(services, job_id, position)
+        preprocessing.preprocess(services, job_id, position)
     with pytest.raises(ImageUnreachable, match=r"picture 3 \(2.png\): unreachable; picture 6 \(5.png\): unreachable"):
         steps.dataset(services, job_id)
     view = service.get(services, job_id)
@@ -165,7 +165,7 @@ def test_a_picture_that_is_not_there_is_no_outage(services: Services, server: Pi
     for path in AWAY:
         server.status[path] = 404
     for position in (2, 5):
-        steps.preprocess(services, job_id, position)
+        preprocessing.preprocess(services, job_id, position)
     steps.dataset(services, job_id)
     assert service.get(services, job_id).total_steps == 500
 

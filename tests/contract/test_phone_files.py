@@ -17,7 +17,7 @@ from core.settings import Settings
 from jobs import service
 from jobs.owners import accounts
 from jobs.services import Services
-from jobs.stages import steps
+from jobs.stages import preprocessing
 from tests.contract.web.conftest import Api, make_api
 from tests.servers.s3 import s3_server
 from tests.unit.drawings import drawing, encoded
@@ -146,7 +146,7 @@ def test_pictures_from_s3_are_named_once(folder: Path, tmp_path: Path) -> None:
             {"owner_id": "ada", "subject_id": "rex", "base_model": "sd15", "trigger_word": "sks", "images": images},
         ).job_id
         for position in range(len(images)):
-            steps.preprocess(services, job_id, position)
+            preprocessing.preprocess(services, job_id, position)
         view = service.get(services, job_id)
         names_once([str(picture.name) for picture in view.pictures], PICTURES)
         assert {picture.name for picture in view.pictures if picture.state == "good"} == set(GOOD)

@@ -10,10 +10,11 @@ from sqlmodel import col
 from core.clock import utcnow
 from jobs import service
 from jobs.services import Services
-from jobs.stages import intake, steps
+from jobs.stages import intake, preprocessing
 from jobs.stages.stage_runner import NothingToDo, RetryLater, picture_groups, remaining_work
 from storage.picture_report import StoredReport
-from storage.tables.jobs import JobPicture, StoredPicture
+from storage.tables.jobs import JobPicture
+from storage.tables.pictures import StoredPicture
 from tests.contract.jobs import REQUEST, picture
 from tests.contract.processes import FORK
 from tests.unit.drawings import drawing, encoded
@@ -63,7 +64,7 @@ def _die_at_commit(services: Services, number: int, job_id: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sa.event.listen(own.database.engine, "commit", die)
-    steps.preprocess(own, job_id, *POSITIONS)
+    preprocessing.preprocess(own, job_id, *POSITIONS)
 
 
 def test_a_kill_in_the_middle_of_a_message_repeats_only_the_rest(services: Services, job_id: str) -> None:
@@ -77,7 +78,7 @@ def test_a_kill_in_the_middle_of_a_message_repeats_only_the_rest(services: Servi
     assert states(services, job_id) == [("good", 1), ("good", 1), ("waiting", 1), ("waiting", 0), ("waiting", 0)]
 
     # The message comes again while the lease of the dead worker lasts.
-    steps.preprocess(services, job_id, *POSITIONS)
+    preprocessing.preprocess(services, job_id, *POSITIONS)
     assert states(services, job_id) == [("good", 1), ("good", 1), ("waiting", 1), ("good", 1), ("good", 1)]
     left = remaining_work(services, job_id)
     assert left is not None
@@ -85,18 +86,18 @@ def test_a_kill_in_the_middle_of_a_message_repeats_only_the_rest(services: Servi
 
     with services.database.writing() as session:
         session.execute(sa.update(JobPicture).where(col(JobPicture.position) == 2).values(lease_until=utcnow()))
-    steps.preprocess(services, job_id, *left.groups[0])
+    preprocessing.preprocess(services, job_id, *left.groups[0])
     assert states(services, job_id) == [("good", 1), ("good", 1), ("good", 2), ("good", 1), ("good", 1)]
     with pytest.raises(NothingToDo):
-        steps.preprocess(services, job_id, *POSITIONS)
+        preprocessing.preprocess(services, job_id, *POSITIONS)
 
 
 def test_what_takes_too_long_gives_others_a_turn(
     services: Services, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "_GROUP_S", 0.0)
+    monkeypatch.setattr(preprocessing, "_GROUP_S", 0.0)
     with pytest.raises(RetryLater) as caught:
-        steps.preprocess(services, job_id, *POSITIONS)
+        preprocessing.preprocess(services, job_id, *POSITIONS)
     assert caught.value.arguments == (job_id, 1, 2, 3, 4)
     assert caught.value.delay_s == 0.0
     assert [state for state, _ in states(services, job_id)] == ["good", *["waiting"] * 4]

@@ -16,7 +16,7 @@ from core.settings import Settings
 from jobs import checkpoints, keys, service
 from jobs.lifecycle import transitions
 from jobs.notices import outbox_handlers
-from jobs.requests.training_request import Origin
+from jobs.requests.envelope import Origin
 from jobs.services import Services
 from jobs.stages import stage_runner, steps
 from jobs.stages.control import StoredLoras

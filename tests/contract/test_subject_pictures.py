@@ -8,7 +8,7 @@ from jobs.services import Services
 from jobs.stages import intake
 from jobs.subjects import subject_pictures
 from storage.picture_report import StoredReport
-from storage.tables.jobs import StoredPicture
+from storage.tables.pictures import StoredPicture
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cli.stack import Supervisor
+from cli.stack_members import Layout
 from core.settings import Settings
 from tests.servers.s3 import s3_server
 from tests.site import ROOT
@@ -53,7 +53,7 @@ def test_everything_that_it_promises_is_there(rendered: dict[str, Any]) -> None:
 
 
 def test_it_runs_the_same_processes_as_make_up(rendered: dict[str, Any]) -> None:
-    stack = Supervisor(Settings(_env_file=None, flower_port=5555))
+    stack = Layout(Settings(_env_file=None, flower_port=5555))
     for member in stack.members:
         if member.name == "draw":  # on machines without a GPU
             continue

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import SecretStr
 
-from cli.stack import Supervisor
+from cli.stack_members import Layout
 from core.settings import Settings
 from tests.docs.pages import blocks
 from tests.servers.systemd import Machine, machine, why_not
@@ -204,7 +204,7 @@ class TestUnits:
             for line in text.splitlines()
             if line.startswith("ExecStart=/opt/imprint")
         }
-        stack = Supervisor(Settings(_env_file=None, flower_port=5555, ingress_url=SecretStr("amqp://there")))
+        stack = Layout(Settings(_env_file=None, flower_port=5555, ingress_url=SecretStr("amqp://there")))
         for member in stack.members:
             words = [*member.command, *member.arguments]
             if member.name == "io":

@@ -13,10 +13,10 @@ import pytest
 
 from celeryconfig import beat_schedule, task_queues
 from cli.main import imprint
-from cli.stack import Supervisor
+from cli.stack_members import Layout
 from core.errors import FailureCode
 from core.settings import Settings
-from jobs.requests.training_request import Envelope
+from jobs.requests.envelope import Envelope
 from jobs.view import view_of
 from notifications.signing import parse_secrets, sign
 from notifications.webhook_payload import EVENTS, status_of
@@ -208,7 +208,7 @@ class TestOperations:
             assert f"imprint {name}" in shown, name
 
     def test_processes_are_started_as_the_stack_starts_them(self, tmp_path: Path) -> None:
-        for member in Supervisor(Settings(_env_file=None, home=tmp_path)).members:
+        for member in Layout(Settings(_env_file=None, home=tmp_path)).members:
             run = "python -m " if member.command[0] == "web" else ""
             assert f"{run}{' '.join([*member.command, *member.arguments])}\n" in self.text, member.name
 

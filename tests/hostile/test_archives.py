@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from core.errors import ArchiveInvalid
-from training.data.folders.archives import UnpackLimits, opened, unpack
+from training.data.folders.archives import opened, unpack
 from training.data.folders.picture_folder import read_folder
+from training.data.folders.unpack_target import UnpackLimits
 
 SMALL = UnpackLimits(file_bytes=1000, bytes=5000, members=20)
 PACKERS: dict[str, Callable[[bytes], bytes]] = {

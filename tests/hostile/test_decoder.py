@@ -20,7 +20,7 @@ from core.settings import Settings
 from jobs import service
 from jobs.owners import accounts
 from jobs.services import Services
-from jobs.stages import intake, steps
+from jobs.stages import intake, preprocessing
 from storage.picture_report import StoredReport
 from storage.tables.jobs import JobPicture, PictureState
 from tests.contract.jobs import REQUEST
@@ -354,7 +354,7 @@ def test_in_a_job_it_is_one_bad_picture(tmp_path: Path, slow: bytes) -> None:
         request = {**REQUEST, "images": images, "resolution": 64, "objective": {"masked": True}}
         job_id: str = service.submit(services, request).job_id
         for position in range(3):
-            steps.preprocess(services, job_id, position)
+            preprocessing.preprocess(services, job_id, position)
         with services.database.reading() as session:
             rows = [session.get_one(JobPicture, (job_id, position)) for position in range(3)]
         assert [row.state for row in rows] == [PictureState.BAD, PictureState.GOOD, PictureState.BAD]

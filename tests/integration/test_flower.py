@@ -58,7 +58,7 @@ class Shown:
     refused: str
 
     def ask(self, path: str, login: str | None = LOGIN) -> httpx2.Response:
-        return httpx2.get(self.stack.flower_url + path, auth=_login(login) if login else None, timeout=20)
+        return httpx2.get(self.stack.layout.flower_url + path, auth=_login(login) if login else None, timeout=20)
 
     def tasks(self) -> dict[str, Any]:
         found: dict[str, Any] = self.ask("/api/tasks?limit=1000").json()
@@ -92,7 +92,7 @@ def shown(base_model: Path, tmp_path: Path) -> Iterator[Shown]:
             )  # fmt: skip
             made.start_together("io", "train", "beat")
             # Flower serves pages before it receives events: what happens in between it never knows of.
-            until(lambda: {"io@test", "train@test"} <= _heard(stack.flower_url), 60, "Flower hears both workers")
+            until(lambda: {"io@test", "train@test"} <= _heard(stack.layout.flower_url), 60, "Flower hears both workers")
             made.grant("owner")
             urls = [server.put(f"/{n}.png", drawing(folder / f"{n}.png", n).read_bytes()) for n in range(6)]
             secret = [f"{url}?X-Amz-Signature={SIGNATURE}" for url in urls]
@@ -170,7 +170,7 @@ def nobody_sees_anything_without_the_login(shown: Shown) -> None:
 
 def nobody_does_anything_without_the_login(shown: Shown) -> None:
     for path in ("/api/task/apply/imprint.cancel", "/api/worker/shutdown/io@test"):
-        assert httpx2.post(shown.stack.flower_url + path, json={"args": []}, timeout=20).status_code == 401, path
+        assert httpx2.post(shown.stack.layout.flower_url + path, json={"args": []}, timeout=20).status_code == 401, path
 
 
 def the_chain_is_there_by_its_readable_names_with_the_job_as_argument(shown: Shown) -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 from sqlmodel import select
 
-from storage.tables.jobs import StoredPicture
+from storage.tables.pictures import StoredPicture
 from tasks.rabbitmq.model_training import parse_message
 from tests.integration.test_web import Client
 from tests.servers.launcher import run

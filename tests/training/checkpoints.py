@@ -37,13 +37,13 @@ def _renamed(folder: Path, layout: SingleFile, part: str) -> dict[str, Tensor]:
     config = json.loads((folder / "config.json").read_text())
     held, _ = unpack((folder / f"{WEIGHTS[part]}.safetensors").read_bytes())
     prefix = layout.prefixes[part][0]
-    thirds: dict[str, dict[int, Any]] = {}
+    fused: dict[str, dict[int, Any]] = {}
     made = {}
     for name, weights in held.items():
         found = layout.sources[part](name, config)
         values = weights.floats()
-        if found.third is not None:
-            thirds.setdefault(prefix + found.name, {})[found.third] = values
+        if found.rows is not None:
+            fused.setdefault(prefix + found.name, {})[found.rows[0]] = values
         elif found.is_swapped:
             made[prefix + found.name] = tensor(np.concatenate(np.split(values, 2)[::-1]))
         elif found.is_transposed:
@@ -52,4 +52,4 @@ def _renamed(folder: Path, layout: SingleFile, part: str) -> dict[str, Tensor]:
             made[prefix + found.name] = tensor(values[:, :, None, None])
         else:
             made[prefix + found.name] = tensor(values)
-    return made | {name: tensor(np.concatenate([rows[0], rows[1], rows[2]])) for name, rows in thirds.items()}
+    return made | {name: tensor(np.concatenate([rows[at] for at in sorted(rows)])) for name, rows in fused.items()}

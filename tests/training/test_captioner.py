@@ -1,8 +1,9 @@
 """The captioner on this machine: found, refused by name, and run from the command line and beside others."""
 
 import json
+import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from click.testing import CliRunner
 from cli.caption import caption
 from core.errors import BaseModelUnavailable, Cancelled
 from tests.site import drawing
+from training.__main__ import main
 from training.captioning import weights
 from training.captioning.captioner import CaptionOrder, write_captions
+from training.lora.reading import read_lora
 from training.tiny import captioner
 
 
@@ -86,3 +89,34 @@ def test_two_jobs_take_turns_and_one_that_is_cancelled_keeps_what_was_said(folde
     with pytest.raises(Cancelled):
         write_captions(order, check, lambda texts: save("cancelled", texts))
     assert said["cancelled"] == {"0": said["first"]["0"]}
+
+
+def test_a_training_without_a_queue_has_captions_written(
+    folder: Path, pictures: Path, bases: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are kept beside the LoRA, in a file that people can change: the next run asks for nothing twice."""
+    for number in range(3, 6):
+        drawing(pictures / f"{number}.png", number)
+    (pictures / "1.txt").write_text("my own words about sks")
+    out = tmp_path / "out" / "lora.safetensors"
+    command = [
+        *(str(pictures), "--base-model", str(bases()), "--trigger", "sks", "--class-word", "dog", "--out", str(out)),
+        *("--resolution", "64", "--max-steps", "1", "--device", "cpu", "--captions", "auto"),
+    ]
+    assert main(command) == 2
+    assert "--captioner" in " ".join(capsys.readouterr().err.split())
+    weights_of_it = shutil.copytree(folder, tmp_path / "captioner")
+    command += ["--captioner", str(weights_of_it)]
+    assert main(command) == 0
+    kept = out.with_name("lora.safetensors.captions.jsonl")
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert [line["file_name"] for line in lines] == [f"{number}.png" for number in (0, 2, 3, 4, 5)]
+    tags = read_lora(out).metadata["ss_tag_frequency"]
+    assert all(line["text"].startswith("sks dog, ") for line in lines)
+    assert all(tag.strip() in tags for line in lines for tag in line["text"].split(","))
+    assert "my own words about sks" in tags
+    lines[0]["text"] = "sks dog, as I see it"
+    kept.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    shutil.rmtree(weights_of_it)
+    assert main(command) == 0
+    assert "as I see it" in read_lora(out).metadata["ss_tag_frequency"]

@@ -25,6 +25,7 @@ Runs = Callable[..., TrainRun]
         ("z-image", torch.bfloat16),
         ("flux2-klein-4b", torch.bfloat16),
         ("qwen-image", torch.bfloat16),
+        ("flux1", torch.bfloat16),
     ],
 )
 def test_what_comes_back_is_what_was_made(runs: Runs, tmp_path: Path, family: str, dtype: torch.dtype) -> None:

@@ -54,7 +54,7 @@ def side_by_side(*runs: TrainRun) -> list[TrainResult | BaseException]:
 # ---- one job is what peft would make of it -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image", "flux2-klein-4b", "qwen-image"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image", "flux2-klein-4b", "qwen-image", "flux1"])
 def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str) -> None:
     run, found = runs(family, rank=3, alpha=5.0), families.find(family)
     live = Live(run, found, base_of(run))

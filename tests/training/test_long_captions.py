@@ -26,7 +26,7 @@ def examples(*captions: str) -> list[Example]:
 
 
 # A scene so often that the caption is longer than what the family reads.
-REPEATS = [("sd15", 8), ("sdxl", 8), ("z-image", 60), ("flux2-klein-4b", 60), ("qwen-image", 110)]
+REPEATS = [("sd15", 8), ("sdxl", 8), ("z-image", 60), ("flux2-klein-4b", 60), ("qwen-image", 110), ("flux1", 60)]
 
 
 @pytest.mark.parametrize(("family", "repeats"), REPEATS)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers.loaders import (
     Flux2LoraLoaderMixin,
+    FluxLoraLoaderMixin,
     QwenImageLoraLoaderMixin,
     StableDiffusionLoraLoaderMixin,
     StableDiffusionXLLoraLoaderMixin,
@@ -18,6 +19,7 @@ from diffusers.loaders import (
 
 from tests.lora_layouts import A_B, ALPHA, CASES, FUSED, FUSED_CASES, MODULES, RANK, fused, matrices, written
 from training.families.registry import FAMILIES
+from training.lora.file import serialize_lora
 from training.lora.formats import serialize_as
 from training.lora.readers import readers
 from training.lora.reading import ADAPTER, read_lora
@@ -58,6 +60,13 @@ def klein() -> Any:
     )  # fmt: skip
 
 
+def flux1() -> Any:
+    return lib.FluxTransformer2DModel(
+        num_layers=1, num_single_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=32,
+        pooled_projection_dim=32, axes_dims_rope=(8, 12, 12), guidance_embeds=True,
+    )  # fmt: skip
+
+
 def qwen_image() -> Any:
     return lib.QwenImageTransformer2DModel(
         num_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=32, axes_dims_rope=(8, 12, 12)
@@ -69,6 +78,7 @@ DENOISERS: dict[str, tuple[Callable[[], Any], Any]] = {
     "sdxl": (sdxl, StableDiffusionXLLoraLoaderMixin),
     "z-image": (z_image, ZImageLoraLoaderMixin),
     "flux2-klein-4b": (klein, Flux2LoraLoaderMixin),
+    "flux1": (flux1, FluxLoraLoaderMixin),
     "qwen-image": (qwen_image, QwenImageLoraLoaderMixin),
 }
 
@@ -79,10 +89,10 @@ def load(data: bytes, family: str) -> Any:
     denoiser = make()
     tensors, metadata = unpack(data)
     state = {name: torch.from_numpy(part.floats().copy()) for name, part in tensors.items()}
-    more = {"unet_config": denoiser.config} if family == "sdxl" else {}
+    more: dict[str, Any] = {"sdxl": {"unet_config": denoiser.config}, "flux1": {"return_alphas": True}}.get(family, {})
     found = mixin.lora_state_dict(state, **more)
     part = FAMILIES[family].denoiser
-    converted, alphas = (found, None) if part == "transformer" else found
+    converted, alphas = found if isinstance(found, tuple) else (found, None)
     if not all("lora" in name for name in converted):
         raise ValueError("not a LoRA")  # as `load_lora_weights` does
     config = json.loads(metadata[ADAPTER]) if ADAPTER in metadata else None
@@ -183,6 +193,30 @@ def test_every_form_of_a_transformer_is_read_whole(family: str, to: str) -> None
     assert readers(again)["ComfyUI"] == "whole"
     again.other_family, again.problems = None, []
     assert seen(serialize_as(again, "peft"), family) == "whole"
+
+
+def test_kohyas_form_of_flux1_is_read_whole_by_diffusers() -> None:
+    """Its converter knows only the published widths, so one block of each kind has them."""
+    shapes = {
+        "transformer_blocks.0.attn.to_q": (3072, 3072), "transformer_blocks.0.attn.add_v_proj": (3072, 3072),
+        "transformer_blocks.0.ff.net.0.proj": (12288, 3072), "transformer_blocks.0.ff_context.net.2": (3072, 12288),
+        "single_transformer_blocks.0.attn.to_k": (3072, 3072), "single_transformer_blocks.0.proj_mlp": (12288, 3072),
+        "single_transformer_blocks.0.proj_out": (3072, 15360),
+    }  # fmt: skip
+    pairs = {module: matrices(module, shape) for module, shape in shapes.items()}
+    data = serialize_lora("flux1", pairs, ALPHA, {"imprint_family": "flux1"})
+    written = serialize_as(read_lora(data), "kohya")
+    state = {name: torch.from_numpy(part.floats().copy()) for name, part in unpack(written)[0].items()}
+    assert "lora_unet_single_blocks_0_linear1.alpha" in state
+    found = FluxLoraLoaderMixin.lora_state_dict(state)
+    for module, (down, up) in pairs.items():
+        probe = torch.ones(down.shape[1])
+        a, b = (found[f"transformer.{module}.lora_{letter}.weight"].float() for letter in "AB")
+        wanted = torch.from_numpy(up @ (down @ probe.numpy())) * (ALPHA / RANK)
+        assert (b @ (a @ probe) - wanted).norm() < 2e-2 * wanted.norm(), module
+    assert readers(read_lora(written)) == {"diffusers": "whole", "ComfyUI": "whole", "AUTOMATIC1111": "no (0 of 6)"}
+    again = unpack(serialize_as(read_lora(written), "peft"))[0]
+    assert {f"transformer.{module}.lora_B.weight" for module in shapes} <= set(again)
 
 
 @pytest.mark.parametrize(("layout", "dora"), [("kohya", "output"), ("kohya", "input"), ("peft", "vector")])

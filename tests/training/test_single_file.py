@@ -30,7 +30,7 @@ from training.ports import TrainRun
 Runs = Callable[..., TrainRun]
 Bases = Callable[..., Path]
 CPU = torch.device("cpu")
-NAMES = ["sd15", "sdxl", "z-image", "flux2-klein-4b", "qwen-image"]
+NAMES = ["sd15", "sdxl", "z-image", "flux2-klein-4b", "qwen-image", "flux1"]
 lib: Any = diffusers
 utils: Any = single_file_utils
 
@@ -151,6 +151,34 @@ def same(held: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None
     assert all(torch.equal(held[name].reshape(wanted[name].shape), wanted[name]) for name in wanted)
 
 
+def test_a_file_without_guidance_is_schnell(bases: Bases, tmp_path: Path) -> None:
+    """Its network takes no guidance scale, draws in four steps and reads shorter captions."""
+    base = shutil.copytree(bases("flux1"), tmp_path / "base")
+    config = base / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "guidance_embeds": False}))
+    weights = next((base / "transformer").glob("*.safetensors"))
+    save_file({name: one for name, one in load_file(weights).items() if "guidance" not in name}, weights)
+    file = exported(base, tmp_path / "s.safetensors", "flux1")
+    (file.with_suffix(".parts") / "transformer" / "config.json").rename(tmp_path / "beside.json")
+    assert single_file.read(file).config("transformer") == {"guidance_embeds": False}
+    (tmp_path / "beside.json").rename(file.with_suffix(".parts") / "transformer" / "config.json")
+    found = families.find("flux1")
+    loaded = found.load(Where(locate(str(file), found.parts), CPU, torch.float32))
+    assert (loaded.schedule.is_guided, loaded.drawing) == (False, (4, 1.0))
+    assert "is trained without its training adapter" in loaded.warnings[0]
+    caption = "a dog " * 150
+    dev = found.load(Where(bases("flux1"), CPU, torch.float32))
+    assert (found.reads_whole(loaded, caption), found.reads_whole(dev, caption)) == (False, True)
+
+
+def test_a_model_that_also_takes_a_picture_is_refused(bases: Bases, tmp_path: Path) -> None:
+    base = shutil.copytree(bases("flux1"), tmp_path / "fill")
+    config = base / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "in_channels": 384}))
+    with pytest.raises(BaseModelUnavailable, match=r"also takes a picture, such as FLUX\.1 Fill"):
+        families.find("flux1").load(Where(base, CPU, torch.float32))
+
+
 def test_diffusers_converter_of_flux2_finds_the_same_weights(bases: Bases, single: Callable[[str], Path]) -> None:
     names = {
         name.removeprefix("model.diffusion_model."): part for name, part in load_file(single("flux2-klein-4b")).items()
@@ -174,6 +202,7 @@ SIZES = {
     ("flux2-klein-4b", "transformer"): 3_875_544_576,
     ("flux2-klein-9b", "transformer"): 9_078_581_248,
     ("qwen-image", "transformer"): 20_430_401_088,
+    ("flux1", "transformer"): 11_901_408_320,
     ("z-image", "vae"): 83_819_683,
     ("z-image", "text_encoder"): 4_022_468_096,
 }
@@ -197,12 +226,28 @@ def test_shapes_of_the_published_models(family: str, part: str) -> None:
             back = utils.convert_ldm_unet_checkpoint(names, config)
         elif family == "z-image":
             back = utils.convert_z_image_transformer_checkpoint_to_diffusers(names)
+        elif family == "flux1":
+            back = rows_of_flux1(network, layout.sources[part], config)
         elif family == "qwen-image":
             back = {found.name: None for found in sources}  # diffusers' own names
         else:
             names = {name.removeprefix(prefix): part for name, part in names.items()}
             back = utils.convert_flux2_transformer_checkpoint_to_diffusers(names)
         assert set(back) == set(network.state_dict())
+
+
+def rows_of_flux1(network: Any, source: Any, config: Any) -> dict[str, torch.Tensor]:
+    """diffusers' converter has the published widths written in, so each tensor is the numbers of its rows."""
+    wanted, file = {}, {}
+    for name, weights in network.state_dict().items():
+        found, count = source(name, config), weights.shape[0]
+        begin, end, shares = found.rows or (0, 1, 1)
+        total = count * shares // (end - begin)
+        rows = file.setdefault(found.name, torch.arange(total))[total * begin // shares : total * end // shares]
+        wanted[name] = torch.cat(rows.chunk(2)[::-1]) if found.is_swapped else rows
+    back: dict[str, torch.Tensor] = utils.convert_flux_transformer_checkpoint_to_diffusers(file)
+    same(back, wanted)
+    return back
 
 
 # ---- what a file says of itself, and what it lacks ---------------------------------------------------------------

@@ -26,7 +26,7 @@ def test_twice_the_same_bytes(runs: Runs) -> None:
     assert train(runs(name="c", seed=8)).sha256 != first.sha256
 
 
-@pytest.mark.parametrize("family", ["flux2-klein-4b", "qwen-image"])
+@pytest.mark.parametrize("family", ["flux2-klein-4b", "qwen-image", "flux1"])
 def test_a_transformer_resumes_byte_identical(runs: Runs, family: str) -> None:
     kept = MemoryCheckpoints()
     run = runs(family, max_steps=4, every=1, count=2, checkpoints=kept)

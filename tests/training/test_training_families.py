@@ -116,6 +116,7 @@ GOLDEN = {
     ("z-image", "flow"): (2.052753, 1.927315),
     ("flux2-klein-4b", "flow"): (1.864513, 1.829143),
     ("qwen-image", "flow"): (2.399851, 2.019913),
+    ("flux1", "flow"): (1.971550, 2.255299),
 }
 
 
@@ -165,7 +166,7 @@ def test_sdxl_is_told_the_size_of_the_picture(bases: Bases, pictures: Callable[.
     assert conditions[0]["pooled"].shape == (1, 48)
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image", "flux2-klein-4b", "qwen-image"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image", "flux2-klein-4b", "qwen-image", "flux1"])
 def test_sixteen_bit_bases_keep_full_adapters(runs: Runs, family: str) -> None:
     """What runs on a GPU: a bfloat16 base, float32 adapters, losses near those of float32."""
     found, folder = families.find(family), Path(runs(family).base_model)
@@ -188,13 +189,15 @@ def full_size(family: str) -> Any:
 # sd15: 16 transformer blocks with two attentions of four linears; sdxl: 70 such; z-image: 30 blocks of seven linears.
 # And all: two linears more in each block, and two projections around each of the 16 transformers of sd15, of the
 # 11 of sdxl; in z-image one modulation in each block. FLUX.2: eight linears in each double block and two in each single
-# one; and all: four more in each double block. Qwen-Image: eight linears in each of 60 blocks; and all: four more.
+# one; and all: four more in each double block. FLUX.1: eight linears in each double block and three in each single one;
+# and all: four and two more. Qwen-Image: eight linears in each of 60 blocks; and all: four more.
 @pytest.mark.parametrize(
     ("family", "targeted", "modules"),
     [
         *[("sd15", "attention", 128), ("sdxl", "attention", 560), ("z-image", "attention", 210)],
         *[("sd15", "all", 192), ("sdxl", "all", 722), ("z-image", "all", 240)],
         *[("flux2-klein-4b", "attention", 80), ("flux2-klein-9b", "attention", 112), ("qwen-image", "attention", 480)],
+        *[("flux1", "attention", 266), ("flux1", "all", 418)],
         *[("flux2-klein-4b", "all", 100), ("flux2-klein-9b", "all", 144), ("qwen-image", "all", 720)],
     ],
 )

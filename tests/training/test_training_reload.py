@@ -29,7 +29,7 @@ from training.ports import TrainRun
 Runs = Callable[..., TrainRun]
 # float32 files come back exactly; the rounding of 16-bit ones is a part in 2,000 (float16) or 256 (bfloat16) of the
 # LoRA.
-TOLERANCE = {"sd15": 1e-5, "sdxl": 2e-3, "z-image": 2e-2, "flux2-klein-4b": 2e-2, "qwen-image": 2e-2}
+TOLERANCE = {"sd15": 1e-5, "sdxl": 2e-3, "z-image": 2e-2, "flux2-klein-4b": 2e-2, "qwen-image": 2e-2, "flux1": 2e-2}
 
 
 def trained(run: TrainRun) -> tuple[Live, Path]:
@@ -73,9 +73,9 @@ def part_of(pipeline: Any, family: str) -> str:
 
 
 FORMS = [("sd15", "kohya"), ("sd15", "peft"), ("sdxl", "kohya"), ("sdxl", "peft"), ("z-image", "comfyui"),
-         ("z-image", "peft"), ("flux2-klein-4b", "peft"), ("qwen-image", "peft")]  # fmt: skip
+         ("z-image", "peft"), ("flux2-klein-4b", "peft"), ("qwen-image", "peft"), ("flux1", "peft")]  # fmt: skip
 # Of a picture's 255 levels. The file's rounding of sdxl and z-image moves the picture more, see TOLERANCE.
-LEVELS = {"sd15": 1, "sdxl": 2, "z-image": 4, "flux2-klein-4b": 3, "qwen-image": 1}
+LEVELS = {"sd15": 1, "sdxl": 2, "z-image": 4, "flux2-klein-4b": 3, "qwen-image": 1, "flux1": 3}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 import jobs
 import web.models
 from core.numbers import NumbersAreNotBools, _is_numeric
-from jobs.requests.training_request import Envelope
+from jobs.requests.envelope import Envelope
 from jobs.subjects.drawing import WorkflowRequest
 from jobs.view import View
 from training.spec import TrainSpec

@@ -1,12 +1,11 @@
 """Finds the weights of a captioner: a folder, or a hub id. Does not import torch."""
 
 import json
-import re
 from pathlib import Path
 
 from core.errors import BaseModelUnavailable
+from training.hub import is_hub_id
 
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _WANTED = ["*.json", "*.safetensors", "*.txt"]
 _HUB_TIMEOUT_S = 10.0
 KIND = "florence2"
@@ -42,7 +41,7 @@ def _from_hub(location: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    if not _HUB_ID.match(location) or Path(location).is_absolute():
+    if not is_hub_id(location):
         raise BaseModelUnavailable(f"the captioner {location} does not exist: no such folder, and no hub id")
     try:
         return Path(snapshot_download(location, allow_patterns=_WANTED, local_files_only=True))

@@ -103,7 +103,7 @@ class Where:
     folder: Path  # in diffusers' layout, or a single file: the result of `parts.locate`
     device: torch.device
     dtype: torch.dtype
-    training_adapter: Path | None = None  # z-image: merged into the base while training, never in the LoRA file
+    training_adapter: Path | None = None  # merged into the base while training, never in the LoRA file
     distilled: bool = False  # a few-step model, such as z-image-turbo
     quantisation: Quantisation = "none"  # of the denoiser's large layers
 

@@ -164,9 +164,7 @@ def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:
     noise = torch.randn(latents.shape, generator=generator)
     tokens = latents.shape[-2] * latents.shape[-1]
     times = flow.logit_normal(len(latents), generator, exp(flow.on_line(tokens, _LINE)))
-    # The network multiplies the time by 1,000 in the precision of the base. Only times that bfloat16 holds are drawn,
-    # so that it is told the noise that it sees: 0.8466 would become 0.848.
-    return Draw.plain(latents, noise, (1000 * times).bfloat16().float() / 1000)
+    return Draw.plain(latents, noise, flow.in_bfloat16(times))
 
 
 def predict(base: Base, mixed: Tensor, times: Tensor, conditions: Sequence[Condition]) -> Tensor:

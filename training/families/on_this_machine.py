@@ -11,6 +11,7 @@ from training import families
 from training.families.registry import BASE_MODELS, FAMILIES
 from training.families.weights import folders
 from training.families.weights.parts import locate
+from training.hub import is_hub_id
 
 Presence = Literal["here", "download"]
 
@@ -31,7 +32,7 @@ def find(names: Iterable[str], configured: Mapping[str, str]) -> dict[str, Prese
 def _presence(location: str, family: str) -> Presence | None:
     parts = families.find(family).parts
     path = Path(location).expanduser()
-    if not path.exists() and not path.is_absolute() and folders.HUB_ID.match(location):
+    if not path.exists() and is_hub_id(location):
         if folders.cached(location, parts) is not None:
             return "here"
         return None if constants.HF_HUB_OFFLINE else "download"

@@ -6,7 +6,7 @@ servers.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -92,6 +92,8 @@ class LoraNames:
     modules: re.Pattern[str] | None = None  # diffusers' names in the denoiser; None: those of a UNet
     # Names of the family's own code with diffusers' names, as arguments of `re.sub`. A fused module has several.
     original: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    # The rows of the parts of a fused module, by the last word of their names, where they are not all as many.
+    shares: Mapping[str, int] = field(default_factory=dict)
     # Whether the kohya and comfyui forms have the names of the family's own code.
     is_fused: bool = False
     words: tuple[str, ...] = ()  # of names that were written with underscores only
@@ -101,15 +103,23 @@ class LoraNames:
     architecture: str = ""  # `modelspec.architecture` of files
     version: str = ""  # `ss_base_model_version` of files
 
+    def rows(self, parts: Sequence[str]) -> list[int]:
+        """How many rows each part of a fused module has, relative to each other."""
+        return [self.shares.get(part.rpartition(".")[2], 1) for part in parts]
+
 
 @dataclass(frozen=True)
 class Source:
     """The tensor in a single file that a weight comes from."""
 
     name: str
-    third: int | None = None  # use only this third of the rows, from 0
+    rows: tuple[int, int, int] | None = None  # use only the rows from one share to another, of so many equal ones
     is_transposed: bool = False
     is_swapped: bool = False  # the two halves of the rows change places
+
+
+def _says_nothing(_part: str, _names: Collection[str]) -> Config:
+    return {}
 
 
 # Finds the source of a weight by diffusers' name, from the configuration of its part. Raises KeyError.
@@ -126,6 +136,8 @@ class SingleFile:
     sources: Mapping[str, Finder]
     # Whether a file with tensors of these names holds the family's denoiser.
     is_of: Callable[[Mapping[str, str]], bool]
+    # What the names in a file say about the configuration of a part, besides `Family.configs`.
+    says: Callable[[str, Collection[str]], Config] = _says_nothing
 
 
 @dataclass(frozen=True)
@@ -191,7 +203,6 @@ class Family:
     configs: Mapping[str, Config] = field(default_factory=dict)
     home: str = ""  # hub id of a model with the parts that a single file lacks
     code: str | None = None  # the module with its FamilyCode; None: it trains only on rented servers
-    code_arguments: Mapping[str, Any] = field(default_factory=dict)
     targets: Mapping[str, str] = field(default_factory=dict)  # see FamilyCode
     quantised: str = ""
     few_steps: Drawing | None = None  # how its few-step models are drawn with, if it has some

@@ -43,7 +43,7 @@ def serialize_as(lora: ParsedLora, to: str) -> bytes:
     is_folded = not family.lora.naming.alpha
     metadata = {key: value for key, value in lora.metadata.items() if key != ADAPTER}
     tensors: dict[str, Tensor] = {}
-    modules = [part for held in lora.modules.values() for part in _split(held)]
+    modules = [part for held in lora.modules.values() for part in _split(held, family)]
     if to != "peft" and family.lora.is_fused:
         modules = fused(modules, family)
     for module in modules:
@@ -63,17 +63,21 @@ def refuse_other(lora: ParsedLora) -> None:
         raise LoraInvalid(f"the file contains {', '.join(lora.contains)}; only LoRA and DoRA can be converted")
 
 
-def _split(module: Module) -> list[Module]:
+def _split(module: Module, family: Family) -> list[Module]:
     """A fused module (query, key and value in one) as several with the same down matrix; others as they are."""
     name = module.name.module
-    names = of_original(name) or ()
+    names = of_original(name, family) or ()
     if len(names) < 2:
         return [module]
-    if module.up.shape[0] % len(names):
-        raise LoraInvalid(f"{name} has {module.up.shape[0]} outputs, which are no {len(names)} matrices of one size")
+    shares = family.lora.rows(names)
+    unit, left = divmod(module.up.shape[0], sum(shares))
+    if left:
+        size = " of one size" if len(set(shares)) == 1 else ""
+        raise LoraInvalid(f"{name} has {module.up.shape[0]} outputs, which are no {len(names)} matrices{size}")
+    ends = [unit * sum(shares[: number + 1]) for number in range(len(names) - 1)]
 
     def share(part: Tensor, number: int) -> Tensor:
-        return Tensor(part.kind, np.split(part.elements, len(names))[number])
+        return Tensor(part.kind, np.split(part.elements, ends)[number])
 
     made = []
     for number, own in enumerate(names):

@@ -23,7 +23,7 @@ class _Place:
 
     name: str  # of the layer there
     part: int
-    parts: int  # how many it has, each with as many rows
+    rows: tuple[int, ...]  # of its parts, relative to each other
 
 
 def fused(modules: Iterable[Module], family: Family) -> list[Module]:
@@ -32,14 +32,14 @@ def fused(modules: Iterable[Module], family: Family) -> list[Module]:
     Raises LoraInvalid for a module that the code has no name for, and for a DoRA.
     """
     groups: dict[str, dict[int, Module]] = {}
-    counts: dict[str, int] = {}
+    rows: dict[str, tuple[int, ...]] = {}
     for module in modules:
         if module.magnitude is not None:
             raise LoraInvalid(f"{module.name.full} has DoRA lengths, which no program reads for this family")
         place = _place(module.name.module, family)
         groups.setdefault(place.name, {})[place.part] = module
-        counts[place.name] = place.parts
-    return [_joined(name, parts, counts[name]) for name, parts in groups.items()]
+        rows[place.name] = place.rows
+    return [_joined(name, parts, rows[name]) for name, parts in groups.items()]
 
 
 def _place(module: str, family: Family) -> _Place:
@@ -48,27 +48,27 @@ def _place(module: str, family: Family) -> _Place:
             found = re.fullmatch(re.escape(name).replace(r"\\1", r"(\d+)"), module)
             if found is not None:
                 own = pattern.replace(r"(\d+)", found[1]).replace(r"\.", ".")
-                return _Place(own, part, len(names))
+                return _Place(own, part, tuple(family.lora.rows(names)))
     raise LoraInvalid(f"{module} has no name in the own code of {family.title}, only in diffusers: convert to peft")
 
 
-def _joined(name: str, parts: dict[int, Module], count: int) -> Module:
+def _joined(name: str, parts: dict[int, Module], shares: tuple[int, ...]) -> Module:
     first = next(iter(parts.values()))
     made = replace(first, name=replace(first.name, module=name, written=name), alpha=None)
     ups = {part: module.up.floats() * np.float32(module.scale) for part, module in parts.items()}
-    if count == 1:
+    if len(shares) == 1:
         return replace(made, up=tensor(ups[0], first.up.kind))
-    rows = len(ups[min(ups)])
-    if any(len(up) != rows for up in ups.values()):
+    unit = len(ups[min(ups)]) // shares[min(ups)]
+    if any(len(up) != unit * shares[part] for part, up in ups.items()):
         raise LoraInvalid(f"the parts of {name} have {[len(up) for up in ups.values()]} outputs, which do not fit")
     downs = {part: module.down.floats() for part, module in parts.items()}
     is_shared = len({down.tobytes() for down in downs.values()}) == 1
     rank = first.rank if is_shared else sum(module.rank for module in parts.values())
-    up: Array = np.zeros((count * rows, rank), np.float32)
+    up: Array = np.zeros((sum(shares) * unit, rank), np.float32)
     column = 0
     for part in sorted(parts):
-        width = parts[part].rank
-        up[part * rows : (part + 1) * rows, column : column + width] = ups[part]
+        width, row = parts[part].rank, sum(shares[:part]) * unit
+        up[row : row + len(ups[part]), column : column + width] = ups[part]
         column += 0 if is_shared else width
     down = downs[min(parts)] if is_shared else np.concatenate([downs[part] for part in sorted(parts)])
     return replace(made, down=tensor(down, first.down.kind), up=tensor(up, first.up.kind))

@@ -5,9 +5,10 @@ A module's canonical name is diffusers', with its part in front of it: `unet.mid
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from training.families.record import Family
 from training.families.registry import FAMILIES
 
 # Words of module names of UNets and text encoders, to restore the dots of names that were written with underscores
@@ -131,12 +132,23 @@ def _named(part: str, written: str, form: str, prefix: str) -> ModuleName | None
     return ModuleName(part, module, form, prefix, written) if re.fullmatch(f"{known}|{others}", module) else None
 
 
-def of_original(module: str) -> tuple[str, ...] | None:
-    """diffusers' names of a module of a family's own code: several for a fused one; None for any other module."""
-    for pattern, modules in _known().original:
-        if (found := pattern.fullmatch(module)) is not None:
+def of_original(module: str, family: Family | None = None) -> tuple[str, ...] | None:
+    """diffusers' names of a module of a family's own code: several for a fused one; None for any other module.
+
+    Without `family`, the first family with such a name tells. Some give one name to different layers: `in_family`.
+    """
+    known = _known().original if family is None else family.lora.original
+    for pattern, modules in known:
+        if (found := re.fullmatch(pattern, module)) is not None:
             return tuple(found.expand(one) for one in modules)
     return None
+
+
+def in_family(name: ModuleName, family: Family) -> ModuleName:
+    """The module that a name in a file means in a family."""
+    if name.part != "transformer" or (modules := of_original(name.written, family)) is None:
+        return name
+    return replace(name, module=modules[0] if len(modules) == 1 else name.written)
 
 
 def _dotted(text: str) -> str | None:

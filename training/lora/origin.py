@@ -4,10 +4,12 @@ Names of modules tell most; shapes tell those apart that share names; metadata d
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+from training.families.record import Family
 from training.families.records.stable_diffusion import context_widths
 from training.families.registry import FAMILIES
+from training.lora.names import ModuleName, in_family
 
 # Modules that only one kind of model has, of names with underscores. The first that matches decides.
 _OTHERS = (
@@ -32,12 +34,14 @@ _WORDS = {
     "hunyuan": "HunyuanVideo", "lumina": "Lumina 2", "cascade": "Stable Cascade", "ltx": "LTX-Video",
     "pixart": "PixArt",
 }  # fmt: skip
-Widths = Mapping[str, int]  # the number of inputs of each module, by its full canonical name
+# Modules with their number of inputs; 0 where the file does not tell.
+Modules = Sequence[tuple[ModuleName, int]]
 
 
-def other_family(stems: Iterable[str], widths: Widths, metadata: Mapping[str, str]) -> str | None:
+def other_family(stems: Iterable[str], modules: Modules, metadata: Mapping[str, str]) -> str | None:
     """The usual name of a kind of model that Imprint does not train; None for its own families and unknown ones."""
     plain = [stem.replace(".", "_") for stem in stems]
+    widths = {name.full: inputs for name, inputs in modules if inputs}
     for name, pattern in _PATTERNS:
         if any(pattern.search(stem) for stem in plain):
             # Attention alone has the same names in both; Qwen-Image's is as wide as nothing of Stable Diffusion 3.
@@ -45,9 +49,11 @@ def other_family(stems: Iterable[str], widths: Widths, metadata: Mapping[str, st
             kind = "Qwen-Image" if is_wide else name
             # Families of ours whose names are also another model's: what the metadata says counts, then the widths.
             declared = declared_family(metadata)
-            ours = {known: family.lora for known, family in FAMILIES.items() if family.lora.kind}
-            is_ours = declared in ours or (declared is None and any(known.is_of(widths) for known in ours.values()))
-            return None if is_ours else kind
+            ours = [family for family in FAMILIES.values() if family.lora.kind]
+            is_ours = any(family.name == declared for family in ours) or (
+                declared in (None, kind) and any(_is_of(family, modules) for family in ours)
+            )
+            return None if is_ours else declared if declared in _WORDS.values() else kind
     if context_widths(widths) == {1024}:
         return "Stable Diffusion 2"
     named = declared_family(metadata)
@@ -62,12 +68,16 @@ def declared_family(metadata: Mapping[str, str]) -> str | None:
     return next((name for word, name in [*ours, *_WORDS.items()] if word in declared), None)
 
 
-def family_of(names: Iterable[str], widths: Widths, metadata: Mapping[str, str]) -> str | None:
-    """The family of modules with these full canonical names; None if it is unknown."""
+def family_of(modules: Modules, metadata: Mapping[str, str]) -> str | None:
+    """The family of modules; None if it is unknown."""
     if (named := metadata.get("imprint_family")) in FAMILIES:
         return named
-    inputs = {name: widths.get(name, 0) for name in names}
-    if (found := next((name for name, family in FAMILIES.items() if family.lora.is_of(inputs)), None)) is not None:
-        return found
-    named = declared_family(metadata)
-    return named if named in FAMILIES else None
+    declared = declared_family(metadata)
+    named = declared if declared in FAMILIES else None
+    found = next((name for name, family in FAMILIES.items() if _is_of(family, modules)), None)
+    # Families that share names with others: what the metadata says counts.
+    return named if found is None or (named is not None and FAMILIES[found].lora.kind) else found
+
+
+def _is_of(family: Family, modules: Modules) -> bool:
+    return family.lora.is_of({in_family(name, family).full: inputs for name, inputs in modules})

@@ -6,7 +6,7 @@ alpha and exceptions by module; without either, programs take it as 1.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from core.errors import LoraInvalid
 from training.families.registry import FAMILIES
 from training.lora import file as lora_file
 from training.lora import origin
-from training.lora.names import ModuleName, parse_module_name, split_prefix
+from training.lora.names import ModuleName, in_family, parse_module_name, split_prefix
 from training.lora.safetensor import Malformed, Tensor, unpack
 from training.lora.suffixes import ALPHA, MAGNITUDES, extra_of, method_of, split_matrix
 
@@ -169,13 +169,19 @@ def _note_left(left: Mapping[str, Tensor], made: ParsedLora) -> None:
 def _find_origin(made: ParsedLora) -> None:
     """Set the family. Modules of another family's file are of that family, whatever their names could also mean."""
     every = [*made.modules.values(), *made.others.values()]
-    widths = {module.name.full: module.down.shape[1] for module in every if len(module.down.shape) > 1}
+    named = [(module.name, module.down.shape[1] if len(module.down.shape) > 1 else 0) for module in every]
     stems = [module.stem for module in every] or [key.partition(".")[0] for key in made.tensors if method_of(key)]
-    made.other_family = None if made.is_ours else origin.other_family(stems, widths, made.metadata)
+    made.other_family = None if made.is_ours else origin.other_family(stems, named, made.metadata)
     if made.other_family is not None:
         made.others |= {module.stem: module for module in made.modules.values()}
         made.modules = {}
-    made.family = origin.family_of(made.modules, widths, made.metadata) if made.modules else None
+    if not made.modules:
+        return
+    made.family = origin.family_of([one for one in named if one[0].full in made.modules], made.metadata)
+    if made.family is not None:
+        family = FAMILIES[made.family]
+        modules = [replace(one, name=in_family(one.name, family)) for one in made.modules.values()]
+        made.modules = {module.name.full: module for module in modules}
 
 
 def _apply_adapter(made: ParsedLora) -> None:

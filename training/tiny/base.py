@@ -12,34 +12,37 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import diffusers
 import torch
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
 )
 
 from training.tiny.folder import make_once
-from training.tiny.words import QWEN_MARKS, clip_vocabulary, qwen_vocabulary
-
-lib: Any = diffusers  # mypy does not see its classes
+from training.tiny.parts import (
+    autoencoder,
+    clip_config,
+    clip_tokenizer,
+    flow_scheduler,
+    lessen,
+    lib,
+    noise_scheduler,
+    normalise,
+    qwen_tokenizer,
+)
+from training.tiny.words import t5_vocabulary
 
 _DONE = "model_index.json"  # the last file that save_pretrained writes
-_CHAT = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}"
-    "<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
 
 
 def make(out: Path, family: str = "sd15", seed: int = 0, *, prediction: str = "epsilon") -> Path:
@@ -54,80 +57,8 @@ def make(out: Path, family: str = "sd15", seed: int = 0, *, prediction: str = "e
     return make_once(Path(out), _DONE, seed, write)
 
 
-def _vae(channels: int, scaling: float, shift: float = 0.0, **more: Any) -> Any:
-    """An autoencoder with the shape and scaling of a real one: 64 px become 8 x 8 latents."""
-    vae = lib.AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 16, 32, 32),
-        layers_per_block=1,
-        latent_channels=channels,
-        norm_num_groups=8,
-        sample_size=64,
-        scaling_factor=scaling,
-        shift_factor=shift or None,
-        **more,
-    )
-    _normalise(vae, channels, torch.full((channels,), 1.0 / scaling), torch.full((channels,), shift))
-    return vae
-
-
-def _normalise(vae: Any, channels: int, size: torch.Tensor, offset: torch.Tensor) -> None:
-    """Normalise the latents so that pictures differ, as with real weights: mean `offset`, deviation `size` per channel.
-
-    Random weights give all pictures nearly the same latents, lost in the noise of their distribution. This measures
-    latents of pictures with coarse random colours, and corrects the encoder's last layer.
-    """
-    coarse = torch.nn.functional.interpolate(torch.rand(16, 3, 4, 4) * 2 - 1, size=64, mode="bilinear")
-    last = vae.encoder.conv_out if vae.quant_conv is None else vae.quant_conv
-    is_video = last.weight.ndim == 5
-    with torch.no_grad():
-        mean = vae.encode(coarse.unsqueeze(2) if is_video else coarse).latent_dist.mean
-        mean = mean.squeeze(2) if is_video else mean
-        gain = size / mean.std((0, 2, 3))
-        last.weight[:channels].mul_(gain.view(-1, *[1] * (last.weight.ndim - 1)))
-        last.bias[:channels].sub_(mean.mean((0, 2, 3))).mul_(gain).add_(offset)
-        last.weight[channels:].zero_()
-        last.bias[channels:].fill_(-12.0)  # a log-variance: real ones are between -10 and -20
-
-
-def _clip_tokenizer() -> Any:
-    vocabulary, merges = clip_vocabulary()
-    return CLIPTokenizer(vocab=vocabulary, merges=cast(Any, merges), model_max_length=77)
-
-
-def _clip_config(width: int, tokenizer: Any) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=77,
-        projection_dim=width,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-
-
-def _scheduler(prediction: str) -> Any:
-    """The noise schedule of Stable Diffusion."""
-    return lib.DDPMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        num_train_timesteps=1000,
-        clip_sample=False,
-        steps_offset=1,
-        prediction_type=prediction,
-    )
-
-
 def _sd15(prediction: str) -> Any:
-    tokenizer = _clip_tokenizer()
+    tokenizer = clip_tokenizer()
     unet = lib.UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(32, 32, 64, 64),
@@ -139,11 +70,11 @@ def _sd15(prediction: str) -> Any:
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
     )
     return lib.StableDiffusionPipeline(
-        vae=_vae(4, 0.18215),
-        text_encoder=CLIPTextModel(_clip_config(32, tokenizer)),
+        vae=autoencoder(4, 0.18215),
+        text_encoder=CLIPTextModel(clip_config(32, tokenizer)),
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=_scheduler(prediction),
+        scheduler=noise_scheduler(prediction),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -151,7 +82,7 @@ def _sd15(prediction: str) -> Any:
 
 
 def _sdxl(prediction: str) -> Any:
-    tokenizer = _clip_tokenizer()
+    tokenizer = clip_tokenizer()
     unet = lib.UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(32, 32, 64),
@@ -168,20 +99,20 @@ def _sdxl(prediction: str) -> Any:
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     )
     return lib.StableDiffusionXLPipeline(
-        vae=_vae(4, 0.13025),
-        text_encoder=CLIPTextModel(_clip_config(32, tokenizer)),
-        text_encoder_2=CLIPTextModelWithProjection(_clip_config(48, tokenizer)),
+        vae=autoencoder(4, 0.13025),
+        text_encoder=CLIPTextModel(clip_config(32, tokenizer)),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config(48, tokenizer)),
         tokenizer=tokenizer,
-        tokenizer_2=_clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
         unet=unet,
-        scheduler=_scheduler(prediction),
+        scheduler=noise_scheduler(prediction),
         add_watermarker=False,
     )
 
 
 def _z_image(prediction: str) -> Any:
     del prediction  # always flow matching
-    tokenizer = _qwen_tokenizer(512)
+    tokenizer = qwen_tokenizer(512)
     text_encoder = Qwen3Model(
         Qwen3Config(
             vocab_size=len(tokenizer),
@@ -198,39 +129,19 @@ def _z_image(prediction: str) -> Any:
         in_channels=16, dim=64, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=32,
         axes_dims=[8, 12, 12], axes_lens=[1024, 64, 64],
     )  # fmt: skip
-    _lessen(transformer.all_final_layer)
+    lessen(transformer.all_final_layer)
     return lib.ZImagePipeline(
-        scheduler=_flow_scheduler(shift=3.0),
-        vae=_vae(16, 0.3611, 0.1159, use_quant_conv=False, use_post_quant_conv=False),
+        scheduler=flow_scheduler(shift=3.0),
+        vae=autoencoder(16, 0.3611, 0.1159, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         transformer=transformer,
     )
 
 
-def _qwen_tokenizer(longest: int) -> Any:
-    vocabulary, merges = qwen_vocabulary()
-    tokenizer = Qwen2Tokenizer(
-        vocab=vocabulary, merges=cast(Any, merges), model_max_length=longest, extra_special_tokens=list(QWEN_MARKS[1:])
-    )
-    tokenizer.chat_template = _CHAT
-    return tokenizer
-
-
-def _flow_scheduler(**config: Any) -> Any:
-    return lib.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, **config)
-
-
-def _lessen(last: torch.nn.Module) -> None:
-    """A random last layer gives three times the magnitude of the flow that it should predict."""
-    with torch.no_grad():
-        for parameter in last.parameters():
-            parameter.mul_(0.2)
-
-
 def _flux2_klein(prediction: str) -> Any:
     del prediction  # always flow matching
-    tokenizer = _qwen_tokenizer(512)
+    tokenizer = qwen_tokenizer(512)
     text_encoder = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),
@@ -248,15 +159,15 @@ def _flux2_klein(prediction: str) -> Any:
         num_layers=1, num_single_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=48,
         timestep_guidance_channels=32, axes_dims_rope=(8, 8, 8, 8), guidance_embeds=False,
     )  # fmt: skip
-    _lessen(transformer.proj_out)
+    lessen(transformer.proj_out)
     vae = lib.AutoencoderKLFlux2(
         block_out_channels=(16, 16, 32, 32), layers_per_block=1, norm_num_groups=8, sample_size=64
     )
-    _normalise(vae, 32, torch.full((32,), 1.5), torch.full((32,), 0.25))
+    normalise(vae, 32, torch.full((32,), 1.5), torch.full((32,), 0.25))
     vae.bn.running_mean.fill_(0.25)
     vae.bn.running_var.fill_(1.5**2)
     return lib.Flux2KleinPipeline(
-        scheduler=_flow_scheduler(
+        scheduler=flow_scheduler(
             shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256,
             max_image_seq_len=4096,
         ),
@@ -269,7 +180,7 @@ def _flux2_klein(prediction: str) -> Any:
 
 def _qwen_image(prediction: str) -> Any:
     del prediction  # always flow matching
-    tokenizer = _qwen_tokenizer(1024 + 34)
+    tokenizer = qwen_tokenizer(1024 + 34)
     text_encoder = Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
             text_config={
@@ -286,11 +197,11 @@ def _qwen_image(prediction: str) -> Any:
     transformer = lib.QwenImageTransformer2DModel(
         num_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=32, axes_dims_rope=(8, 12, 12)
     )
-    _lessen(transformer.proj_out)
+    lessen(transformer.proj_out)
     vae = lib.AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1)
-    _normalise(vae, 16, torch.tensor(vae.config.latents_std), torch.tensor(vae.config.latents_mean))
+    normalise(vae, 16, torch.tensor(vae.config.latents_std), torch.tensor(vae.config.latents_mean))
     return lib.QwenImagePipeline(
-        scheduler=_flow_scheduler(
+        scheduler=flow_scheduler(
             use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, base_image_seq_len=256, max_image_seq_len=8192,
             shift_terminal=0.02,
         ),
@@ -301,9 +212,37 @@ def _qwen_image(prediction: str) -> Any:
     )  # fmt: skip
 
 
+def _flux1(prediction: str) -> Any:
+    del prediction  # always flow matching
+    tokenizer, tokenizer_2 = clip_tokenizer(), T5Tokenizer(vocab=t5_vocabulary(), extra_ids=0, model_max_length=512)
+    text_encoder_2 = T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer_2), d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2,
+            feed_forward_proj="gated-gelu", dropout_rate=0.0,
+        )
+    )  # fmt: skip
+    transformer = lib.FluxTransformer2DModel(
+        num_layers=1, num_single_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=32,
+        pooled_projection_dim=32, axes_dims_rope=(8, 12, 12), guidance_embeds=True,
+    )  # fmt: skip
+    lessen(transformer.proj_out)
+    return lib.FluxPipeline(
+        scheduler=flow_scheduler(
+            shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256,
+            max_image_seq_len=4096,
+        ),
+        vae=autoencoder(16, 0.3611, 0.1159, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=CLIPTextModel(clip_config(32, tokenizer)),
+        tokenizer=tokenizer,
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tokenizer_2,
+        transformer=transformer,
+    )  # fmt: skip
+
+
 _MAKERS: dict[str, Callable[[str], Any]] = {
     "sd15": _sd15, "sdxl": _sdxl, "z-image": _z_image, "flux2-klein-4b": _flux2_klein, "flux2-klein-9b": _flux2_klein,
-    "qwen-image": _qwen_image,
+    "qwen-image": _qwen_image, "flux1": _flux1,
 }  # fmt: skip
 
 

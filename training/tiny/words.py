@@ -60,6 +60,14 @@ def qwen_vocabulary() -> tuple[dict[str, int], list[Merge]]:
     return _numbered(letters, merges, QWEN_MARKS), merges
 
 
+def t5_vocabulary() -> list[tuple[str, float]]:
+    """Pieces of a T5 tokenizer with their scores: words start with U+2581, and every letter is a piece."""
+    letters = [chr(number) for number in range(33, 127)]
+    words = [f"\u2581{word}" for word in dict.fromkeys(WORDS)]
+    marks = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    return [*marks, ("\u2581", -4.0), *((word, -2.0) for word in words), *((letter, -6.0) for letter in letters)]
+
+
 CLIP_MARKS = ("<|startoftext|>", "<|endoftext|>")
 QWEN_MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from core.numbers import NumbersAreNotBools
-from jobs.requests.training_request import Envelope
+from jobs.requests.envelope import Envelope
 from training.spec import GROUPS, TrainSpec
 
 

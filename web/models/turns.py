@@ -91,7 +91,7 @@ class Decision(RequestModel):
 
 
 class Entry(ResponseModel):
-    """Who did what. `actor`: `service`, `token`, `command` or `sweep`; `actorId`: which token, user or sweep."""
+    """Who did what. `actor`: `service`, `token`, `person`, `command` or `sweep`; `actorId`: which of them."""
 
     id: str
     at: datetime

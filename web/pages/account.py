@@ -19,12 +19,13 @@ from web.pages import texts
 from web.pages.render import STATIC, render, segment
 from web.pages.session import (
     COOKIE,
-    LASTS_S,
     PageReaderDep,
     PageRoute,
     PageTrainerDep,
     SessionDep,
     check_origin,
+    safe_path,
+    with_cookie,
 )
 from web.parameters import DeletionId, SessionId, TokenId
 
@@ -34,6 +35,7 @@ _PAGE = 25  # entries
 LinkSecret = Annotated[str, Path(min_length=20, max_length=60, pattern=r"^[A-Za-z0-9_-]+$")]
 EVENT_TEXTS = {
     "training.processing": "A training begins",
+    "training.review": "Captions wait for a review",
     "training.completed": "A training is ready",
     "training.failed": "A training failed",
     "training.cancelled": "A training was cancelled",
@@ -52,7 +54,7 @@ def choose_language(
 ) -> Response:  # fmt: skip
     """Keep the language of this browser; an empty one is the browser's own."""
     check_origin(request)
-    answer = RedirectResponse(_safe_path(back), 303)
+    answer = RedirectResponse(safe_path(back), 303)
     if chosen in texts.LANGUAGES:
         answer.set_cookie(texts.COOKIE, chosen, max_age=365 * 86400, httponly=True, samesite="strict")
     else:
@@ -65,7 +67,7 @@ def choose_language(
 
 @router.get("/sign-in")
 def sign_in(request: Request, back: Annotated[str, Query(alias="next", max_length=500)] = "/") -> Response:
-    return render(request, "sign_in.html", back=_safe_path(back), owner="", faults={})
+    return render(request, "sign_in.html", back=safe_path(back), owner="", faults={})
 
 
 @router.post("/sign-in")
@@ -80,15 +82,8 @@ def begin_session(
     try:
         session, cookie = sessions.begin(request, services, token, owner)
     except SpecInvalid as error:
-        return render(request, "sign_in.html", 422, back=_safe_path(back), owner=owner, faults=error.faults)
-    return _with_cookie(request, "/operators" if session.owner_id is None else _safe_path(back), cookie)
-
-
-def _with_cookie(request: Request, home: str, cookie: str) -> Response:
-    answer = RedirectResponse(home, 303)
-    secure = request.url.scheme == "https"
-    answer.set_cookie(COOKIE, cookie, max_age=LASTS_S, secure=secure, httponly=True, samesite="strict")
-    return answer
+        return render(request, "sign_in.html", 422, back=safe_path(back), owner=owner, faults=error.faults)
+    return with_cookie(request, "/operators" if session.owner_id is None else safe_path(back), cookie)
 
 
 @router.get("/sign-in/{secret}")
@@ -105,7 +100,7 @@ def use_link(request: Request, services: ServicesDep, secret: LinkSecret) -> Res
     if token is None or token.owner_id is None:
         return render(request, "sign_in_link.html", 404, owner=None)
     session_id = kept_sessions.begin(services, token, token.owner_id, request.headers.get("user-agent", ""))
-    return _with_cookie(request, "/", sessions.signed(request, session_id))
+    return with_cookie(request, "/", sessions.signed(request, session_id))
 
 
 @router.get("/signed-in")
@@ -120,11 +115,6 @@ def end_session(request: Request, services: ServicesDep, session: SessionDep) ->
     answer = RedirectResponse("/sign-in", 303)
     answer.delete_cookie(COOKIE, secure=request.url.scheme == "https", httponly=True, samesite="strict")
     return answer
-
-
-def _safe_path(back: str) -> str:
-    """Where to go after the sign-in: a path of this service, never another site."""
-    return back if back.startswith("/") and not back.startswith("//") and "\\" not in back else "/"
 
 
 @router.get("/static/{name}")

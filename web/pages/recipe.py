@@ -12,7 +12,7 @@ from jobs import service
 from jobs.requests import recipe_options
 from jobs.services import Services
 from jobs.subjects import presets, subject_recipe, subject_settings
-from storage.tables.jobs import Subject
+from storage.tables.pictures import Subject
 from training.families.registry import BASE_MODELS, FAMILIES
 from training.spec import GROUPS, Learns, TrainSpec
 from web.auth import Caller, ServicesDep

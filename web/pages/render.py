@@ -114,12 +114,15 @@ def render(request: Request, template: str, status: int = 200, /, **values: Any)
     session = getattr(request.state, "session", None)
     named = request.query_params.get("notice", "")
     undo = request.query_params.get("undo", "")
-    notice = {
+    shared = {
+        "session": session,
+        "path": request.url.path,
+        "has_oidc": request.app.state.oidc is not None,
         "notice": NOTICES.get(named, ""),
         "notice_is_bad": named in _BAD,
         "undo": undo if re.fullmatch("del_[a-z0-9]{1,60}", undo) else "",
     }
-    text = environment().get_template(template).render(session=session, path=request.url.path, **notice, **values)
+    text = environment().get_template(template).render(**shared, **values)
     return HTMLResponse(text, status, {**HEADERS, "Content-Language": language(), "Vary": "Accept-Language, Cookie"})
 
 

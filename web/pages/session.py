@@ -23,7 +23,7 @@ from core.names import owner_name
 from jobs.owners import sessions, tokens
 from jobs.services import Services
 from storage.database import AWAY
-from web.auth import Caller, check_rate, services_of
+from web.auth import Caller, check_rate, operator_scope, services_of
 from web.pages.errors import error_page
 from web.pages.texts import gettext
 from web.problems import RequestRefused
@@ -46,7 +46,7 @@ class PageSession:
     owner_id: str | None
 
     def may(self, scope: str) -> bool:
-        return scope in self.token.scopes
+        return self.token.may(scope)
 
 
 # ---- the cookie -----------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def begin(request: Request, services: Services, secret: str, owner_id: str) -> t
     if token is None:
         raise SpecInvalid.of({"token": gettext("This token is unknown, expired or revoked.")})
     owner = _owner_of(token, owner_id)
-    if owner is None and "operate" not in token.scopes:
+    if owner is None and not token.may("view"):
         raise SpecInvalid.of(
             {"owner": gettext("This is a service token. Enter the owner whose subjects you want to see.")}
         )
@@ -69,6 +69,19 @@ def begin(request: Request, services: Services, secret: str, owner_id: str) -> t
 def signed(request: Request, session_id: str) -> str:
     """The cookie of a session."""
     return f"{session_id}.{_signature(request, session_id)}"
+
+
+def with_cookie(request: Request, home: str, cookie: str) -> Response:
+    """To `home`, signed in."""
+    answer = RedirectResponse(home, 303)
+    secure = request.url.scheme == "https"
+    answer.set_cookie(COOKIE, cookie, max_age=LASTS_S, secure=secure, httponly=True, samesite="strict")
+    return answer
+
+
+def safe_path(back: str) -> str:
+    """Where to go after the sign-in: a path of this service, never another site."""
+    return back if back.startswith("/") and not back.startswith("//") and "\\" not in back else "/"
 
 
 def _owner_of(token: tokens.Token, entered: str) -> str | None:
@@ -121,7 +134,10 @@ def session_of(request: Request, services: Annotated[Services, Depends(services_
     if request.method != "GET":
         check_origin(request)
     request.state.session = session
-    identify("token", session.token.id)
+    if session.token.person is not None and session.owner_id is None:
+        identify("person", session.token.name)
+    else:  # an owner's name may be deleted, and must not stay in the audit log
+        identify("token", session.token.id)
     check_rate(request, f"{session.token.id} {session.owner_id}")
     return session
 
@@ -144,10 +160,12 @@ def require_scope(scope: str) -> Callable[..., Caller]:
     return caller
 
 
-def require_operator(session: SessionDep) -> PageSession:
-    """A dependency of pages that show the whole installation."""
-    if not session.may("operate"):
+def require_operator(request: Request, session: SessionDep) -> PageSession:
+    """A dependency of pages that show the whole installation: viewers may see them, and operators change it."""
+    if not session.may("view"):
         raise RequestRefused("forbidden", "this page is for operators; sign in with a token that has the scope operate")
+    if not session.may(scope := operator_scope(request)):
+        raise RequestRefused("forbidden", f"you may see this page but change nothing; that needs the scope {scope}")
     return session
 
 

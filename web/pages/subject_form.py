@@ -15,7 +15,7 @@ from jobs.services import Services
 from jobs.subjects import subject_pictures, subject_recipe
 from jobs.subjects.subject_pictures import SubjectPicture
 from jobs.view import JobView
-from storage.tables.jobs import Subject
+from storage.tables.pictures import Subject
 from training.data.framing import Frame
 from training.families.registry import BASE_MODELS, FAMILIES
 from training.spec import MIN_PICTURES, TrainSpec

@@ -13,11 +13,12 @@ from jobs import overview, service
 from jobs.deletion import requests
 from jobs.deletion.requests import DeletionView
 from jobs.owners import accounts
-from jobs.requests.training_request import subject_name
+from jobs.requests.envelope import subject_name
 from jobs.services import Services
 from jobs.subjects import captions, subject_notes, subject_pictures, subject_settings
 from jobs.view import JobView
-from storage.tables.jobs import ACTIVE, Status, Subject
+from storage.tables.jobs import ACTIVE, Status
+from storage.tables.pictures import Subject
 from training.spec import MAX_CAPTION_CHARACTERS, CaptionSource
 from web.auth import ServicesDep
 from web.files import picture_response

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from core.errors import SpecInvalid
 from jobs import service
-from jobs.requests import quotes, training_request
+from jobs.requests import installation, quotes, training_request
 from jobs.services import Services
 from jobs.subjects import loras, subject_pictures, subject_settings
 from web import signing
@@ -61,7 +61,7 @@ def _not_ids(ids: list[Any]) -> list[int]:
     return [
         index
         for index, named in enumerate(ids)
-        if not isinstance(named, str) or "://" in named or training_request.is_path(named)
+        if not isinstance(named, str) or "://" in named or installation.is_path(named)
     ]
 
 

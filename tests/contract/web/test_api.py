@@ -18,7 +18,8 @@ from jobs import service
 from jobs.lifecycle import transitions
 from jobs.owners import accounts, tokens
 from jobs.stages import intake
-from storage.tables.jobs import EndTask, Job, Stage, Status, StoredPicture
+from storage.tables.jobs import EndTask, Job, Stage, Status
+from storage.tables.pictures import StoredPicture
 from tests.contract.jobs import row
 from tests.contract.web.conftest import RECIPE, REX, Api, make_api, problem
 from tests.servers.pictures import picture_server

@@ -10,7 +10,8 @@ from sqlmodel import col
 
 from core.clock import utcnow
 from jobs import keys, service
-from storage.tables.jobs import Job, Status, Subject
+from storage.tables.jobs import Job, Status
+from storage.tables.pictures import Subject
 from tests.contract.web.conftest import Api
 from tests.contract.web.page import Visit
 

@@ -46,6 +46,8 @@ ROWS = [
     Row("POST", "/sign-in", None, 422),
     Row("GET", "/sign-in/{secret}", None, 404),
     Row("POST", "/sign-in/{secret}", None, 404),
+    Row("GET", "/oidc/sign-in", None, 404),  # it is not set here; tests/contract/web/test_oidc.py
+    Row("GET", "/oidc/callback", None, 404),
     Row("GET", "/static/{name}", None, 200),
     Row("POST", "/language", None, 303),
     Row("GET", "/signed-in", "read", 200, 200),

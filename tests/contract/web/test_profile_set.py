@@ -16,7 +16,7 @@ from jobs.subjects import subject_recipe, subject_settings
 from notifications import outbox, webhooks
 from notifications.tables import OutboxMessage
 from notifications.webhook_payload import webhook_body
-from storage.tables.jobs import StoredPicture, Subject
+from storage.tables.pictures import StoredPicture, Subject
 from tests.contract.processes import processes_at_once
 from tests.contract.web.conftest import REX, Api
 

@@ -3,7 +3,7 @@
 import pytest
 
 from jobs.captioning import stage
-from jobs.stages import stage_runner, steps
+from jobs.stages import preprocessing, stage_runner, steps
 from tests.contract.web.conftest import REX, Api, problem
 from tests.contract.web.test_page_matrix import HERE
 
@@ -15,7 +15,7 @@ def waiting(api: Api, secret: str, **more: object) -> str:
     assert accepted.status_code == 202, accepted.text
     job_id: str = accepted.json()["id"]
     for position in range(5):
-        steps.preprocess(api.services, job_id, position)
+        preprocessing.preprocess(api.services, job_id, position)
     with pytest.raises(stage_runner.NothingToDo, match="review"):
         stage.caption(api.services, job_id)
     return job_id

@@ -18,12 +18,10 @@ from core.errors import SpecInvalid
 from training.backends.ai_toolkit import cards, options
 from training.backends.ai_toolkit.answers import ServerFolders
 from training.backends.ai_toolkit.options import toolkit_of
+from training.hub import is_hub_file, is_hub_id
 from training.spec import TrainSpec, base_model_location
 
 PROMPTS = ("a photo of {}", "{}, portrait, soft light", "{} in the snow, wide shot")
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILE = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*/[\w.-]+\.safetensors")
 
 
 def find_base_model(spec: TrainSpec, base_models: Mapping[str, str]) -> str:
@@ -39,7 +37,7 @@ def find_base_model(spec: TrainSpec, base_models: Mapping[str, str]) -> str:
 
 def check_base_model(base_model: str) -> None:
     """Raises SpecInvalid unless `base_model` is a hub id."""
-    if not _HUB_ID.fullmatch(base_model) or ".." in base_model:
+    if not is_hub_id(base_model):
         raise SpecInvalid.of(
             {"base_model": "is not a hub id (owner/name): a remote server downloads base models from the hub"}
         )
@@ -80,7 +78,7 @@ def job_config(
     check_base_model(base_model)
     if wrong := options.unsupported_options(spec):
         raise SpecInvalid.of(wrong)
-    if training_adapter is not None and not _HUB_FILE.fullmatch(training_adapter):
+    if training_adapter is not None and not is_hub_file(training_adapter):
         raise SpecInvalid.of({"training_adapter": "is not a file on the hub (owner/name/file.safetensors)"})
     steps = spec.steps(pictures)
     every = max(1, ceil(steps / 4))

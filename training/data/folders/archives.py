@@ -15,41 +15,23 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from pathlib import Path
+from typing import BinaryIO
 
 from core.errors import ArchiveInvalid
-from core.picture_names import plain_name
-from training.data.file_kinds import ARCHIVE_SUFFIXES, CAPTION_SUFFIXES, CAPTION_TABLES, SUFFIXES, archive_kind
-from training.data.folders.picture_folder import is_hidden, is_special_folder
+from training.data.file_kinds import archive_kind
+from training.data.folders.file_names import is_hidden, is_special_folder
+from training.data.folders.unpack_target import MAX_MEMBERS, PIECE, Source, Target, UnpackLimits, shown_name, too_large
 
-MAX_MEMBERS = 10_000  # a thousand pictures, each with a caption, a mask and the hidden files that a Mac adds
-MAX_FILE_BYTES, MAX_BYTES = 20_000_000, 500_000_000  # as the settings' defaults for pictures and jobs
-_MAX_NAME_PARTS = 10
-_PIECE = 2**18  # bytes that are read or unpacked at a time
 _MAX_DIRECTORY_BYTES = 4 * 2**20  # the table of contents of a ZIP file, which is read as a whole
 _MAX_HEADER_BYTES = 2**20  # what a tar file says about one member
 _XZ_MEMORY = 128 * 2**20  # `xz -9` needs 65 MiB
 _ENCRYPTED = 0x1  # flag of a ZIP member
-_READ = frozenset((*SUFFIXES, *CAPTION_SUFFIXES))
 # What the standard library raises on damaged or hostile archives.
 _FAULTS = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError, IndexError,
     KeyError, NotImplementedError, OverflowError, RecursionError, RuntimeError,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class UnpackLimits:
-    """How much an archive may hold: bytes of one file, and of all files together once they are unpacked.
-
-    Of a larger picture one byte more is unpacked, so that the check of pictures names it as too large.
-    """
-
-    file_bytes: int = MAX_FILE_BYTES
-    bytes: int = MAX_BYTES
-    members: int = MAX_MEMBERS
 
 
 @contextmanager
@@ -74,7 +56,7 @@ def unpack(file: BinaryIO, into: Path, limits: UnpackLimits) -> Path:
     start = file.read(512)
     file.seek(0)
     kind = archive_kind(start)
-    target = _Target(into, limits)
+    target = Target(into, limits)
     try:
         if kind == "a ZIP archive":
             _unpack_zip(file, target)
@@ -86,75 +68,6 @@ def unpack(file: BinaryIO, into: Path, limits: UnpackLimits) -> Path:
         # Do not quote the message: it may quote the file.
         raise ArchiveInvalid(f"the archive is damaged or incomplete ({type(error).__name__})") from error
     return _picture_root(into)
-
-
-def is_archive_name(name: str) -> bool:
-    """Whether a file has a name as archives have."""
-    return name.lower().endswith(ARCHIVE_SUFFIXES)
-
-
-class _Source(Protocol):
-    """What pieces are read from."""
-
-    def read(self, size: int, /) -> bytes: ...
-
-
-class _Target:
-    """The folder that is filled. It counts members and bytes."""
-
-    def __init__(self, into: Path, limits: UnpackLimits) -> None:
-        self._into, self._limits = into, limits
-        self._members = self._bytes = 0
-
-    def place(self, name: str) -> Path:
-        """Where the next member goes. Raises ArchiveInvalid."""
-        self._members += 1
-        if self._members > self._limits.members:
-            raise ArchiveInvalid(f"the archive has more than {self._limits.members} files")
-        shown = _shown(name)
-        path = PurePosixPath(name.replace("\\", "/"))
-        parts = [part for part in path.parts if part != "."]
-        if path.is_absolute() or ".." in parts or (parts and ":" in parts[0]):
-            raise ArchiveInvalid(f"{shown} would be unpacked outside its folder")
-        if not name.isprintable() or len(parts) > _MAX_NAME_PARTS or any(len(part.encode()) > 255 for part in parts):
-            raise ArchiveInvalid(f"{shown} is not a name that a file can have here")
-        return self._into.joinpath(*parts)
-
-    def is_wanted(self, path: Path) -> bool:
-        """Whether the content of a file is needed. Raises ArchiveInvalid for an archive."""
-        if is_archive_name(path.name) and not is_hidden(path):
-            raise ArchiveInvalid(f"{_shown(path.name)} is an archive in the archive; unpack it first")
-        return path.suffix.lower() in _READ or path.name.lower() in CAPTION_TABLES
-
-    def add_folder(self, path: Path) -> None:
-        """Make a folder. Raises ArchiveInvalid."""
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise ArchiveInvalid(f"{_shown(path.name)} is both a file and a folder") from None
-
-    def add(self, path: Path, source: _Source | None) -> None:
-        """Write a file, at most a byte more than the limit; without a source an empty one. Raises ArchiveInvalid."""
-        self.add_folder(path.parent)
-        if path.exists():
-            raise ArchiveInvalid(f"the archive has two files named {_shown(path.name)}")
-        left = self._limits.file_bytes + 1
-        with path.open("xb") as out:
-            while source is not None and left > 0 and (piece := source.read(min(left, _PIECE))):
-                self._bytes += len(piece)
-                if self._bytes > self._limits.bytes:
-                    raise _too_large(self._limits.bytes)
-                left -= len(piece)
-                out.write(piece)
-
-
-def _too_large(limit: int) -> ArchiveInvalid:
-    return ArchiveInvalid(f"the archive has more than {limit} bytes when it is unpacked; send it in parts")
-
-
-def _shown(name: str) -> str:
-    """A member's name for messages."""
-    return plain_name(name) or "a file without a name"
 
 
 # ---- ZIP ----
@@ -177,22 +90,20 @@ class _ZipFile:
         return data
 
 
-def _unpack_zip(file: BinaryIO, target: _Target) -> None:
+def _unpack_zip(file: BinaryIO, target: Target) -> None:
     with zipfile.ZipFile(_ZipFile(file)) as archive:
         for member in archive.infolist():
-            path = target.place(member.filename)
+            path, name = target.place(member.filename), shown_name(member.filename)
             if member.is_dir():
                 target.add_folder(path)
                 continue
             mode = member.external_attr >> 16
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-                raise ArchiveInvalid(f"{_shown(member.filename)} is a link or a device, not a file")
+                raise ArchiveInvalid(f"{name} is a link or a device, not a file")
             if member.flag_bits & _ENCRYPTED:
-                raise ArchiveInvalid(f"{_shown(member.filename)} is encrypted; send an archive without a password")
+                raise ArchiveInvalid(f"{name} is encrypted; send an archive without a password")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ArchiveInvalid(
-                    f"{_shown(member.filename)} is compressed by method {member.compress_type}; only deflate is read"
-                )
+                raise ArchiveInvalid(f"{name} is compressed by method {member.compress_type}; only deflate is read")
             if not target.is_wanted(path):
                 target.add(path, None)
                 continue
@@ -216,19 +127,19 @@ class _Xz:
     def read(self, size: int, /) -> bytes:
         while True:
             if self._machine.eof:  # another stream may follow
-                rest = self._machine.unused_data.lstrip(b"\0") or self._file.read(_PIECE).lstrip(b"\0")
+                rest = self._machine.unused_data.lstrip(b"\0") or self._file.read(PIECE).lstrip(b"\0")
                 if not rest:
                     return b""
                 self._machine = self._new()
             else:
-                rest = self._file.read(_PIECE) if self._machine.needs_input else b""
+                rest = self._file.read(PIECE) if self._machine.needs_input else b""
                 if self._machine.needs_input and not rest:
                     raise EOFError("the end is missing")
             if data := self._machine.decompress(rest, size):
                 return data
 
 
-_OPENERS: dict[str, Callable[[BinaryIO], _Source]] = {
+_OPENERS: dict[str, Callable[[BinaryIO], Source]] = {
     "a tar archive": lambda file: file,
     "a gzip archive": lambda file: gzip.GzipFile(fileobj=file, mode="rb"),
     "a bzip2 archive": bz2.BZ2File,
@@ -242,7 +153,7 @@ class _Stream:
     `header_left` limits what is read at once for one member's header: `tarfile` keeps all of it in memory.
     """
 
-    def __init__(self, source: _Source, limit: int) -> None:
+    def __init__(self, source: Source, limit: int) -> None:
         self._source, self._limit = source, limit
         self._at, self._held = 0, b""
         self.header_left = _MAX_HEADER_BYTES
@@ -254,7 +165,7 @@ class _Stream:
         """Pass over everything up to `offset`."""
         if offset < self._at:
             raise tarfile.ReadError("seeking backwards")
-        while self._at < offset and self._next(min(_PIECE, offset - self._at)):
+        while self._at < offset and self._next(min(PIECE, offset - self._at)):
             pass
         return self._at
 
@@ -271,29 +182,29 @@ class _Stream:
     def _next(self, size: int) -> bytes:
         if not self._held:
             try:
-                self._held = self._source.read(_PIECE)
+                self._held = self._source.read(PIECE)
             except OSError as error:  # what gzip and bz2 raise on damaged files
                 raise tarfile.ReadError("the compression is damaged") from error
         piece, self._held = self._held[:size], self._held[size:]
         self._at += len(piece)
         # Headers and padding are counted too, so allow for them.
         if self._at > self._limit + 2 * 512 * MAX_MEMBERS:
-            raise _too_large(self._limit)
+            raise too_large(self._limit)
         return piece
 
 
 class _Content:
     """The content of the current member of a tar file."""
 
-    def __init__(self, stream: _Stream, content: _Source) -> None:
+    def __init__(self, stream: _Stream, content: Source) -> None:
         self._stream, self._content = stream, content
 
     def read(self, size: int, /) -> bytes:
-        self._stream.header_left = 4 * _PIECE  # it is read through a buffer
+        self._stream.header_left = 4 * PIECE  # it is read through a buffer
         return self._content.read(size)
 
 
-def _unpack_tar(stream: _Stream, target: _Target) -> None:
+def _unpack_tar(stream: _Stream, target: Target) -> None:
     with tarfile.open(fileobj=stream, mode="r:") as archive:  # type: ignore[call-overload]  # it only reads and seeks
         stream.header_left = _MAX_HEADER_BYTES
         while (member := archive.next()) is not None:
@@ -301,7 +212,7 @@ def _unpack_tar(stream: _Stream, target: _Target) -> None:
             if member.isdir():
                 target.add_folder(path)
             elif not member.isreg() or member.issparse():
-                raise ArchiveInvalid(f"{_shown(member.name)} is a link or a device, not a file")
+                raise ArchiveInvalid(f"{shown_name(member.name)} is a link or a device, not a file")
             elif target.is_wanted(path) and (content := archive.extractfile(member)) is not None:
                 target.add(path, _Content(stream, content))
             else:

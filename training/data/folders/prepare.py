@@ -1,7 +1,7 @@
 """Prepare a folder of pictures, with their captions and masks, as the pipeline does but without a queue."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.errors import ImageInvalid, SpecInvalid, TooFewImages
@@ -27,25 +27,41 @@ class FolderDataset:
     notes: tuple[str, ...]  # on what else is in the folder
 
 
-def load_folder(folder: Path, spec: TrainSpec, into: Path) -> FolderDataset:
+@dataclass(frozen=True)
+class Uncaptioned:
+    """A prepared picture without a caption."""
+
+    name: str  # of its file
+    sha256: str
+    png: Path
+
+
+# Captions for such pictures, by their hash.
+WriteCaptions = Callable[[Sequence[Uncaptioned]], Mapping[str, str]]
+
+
+def load_folder(
+    folder: Path, spec: TrainSpec, into: Path, write_captions: WriteCaptions = lambda _: {}
+) -> FolderDataset:
     """Prepare every picture of `folder`, sorted by name, as a PNG in `into`; `read_folder` says what belongs to it.
 
-    `folder` may also be an archive. Raises SpecInvalid if the folder does not exist, has too many pictures, or has
+    `folder` may also be an archive. `write_captions` is asked for the captions of good pictures that have none; what it
+    raises is passed on. Raises SpecInvalid if the folder does not exist, has too many pictures, or has
     captions or masks that do not fit; ArchiveInvalid for an archive that is not accepted; TooFewImages, with all
     reasons, if too few pictures are good.
     """
     with opened(folder) as place:
-        return _load(folder, place, spec, into)
+        return _load(folder, place, spec, into, write_captions)
 
 
-def _load(folder: Path, place: Path, spec: TrainSpec, into: Path) -> FolderDataset:
+def _load(folder: Path, place: Path, spec: TrainSpec, into: Path, write_captions: WriteCaptions) -> FolderDataset:
     """Prepare the pictures in `place`, which messages call `folder`."""
     found = read_folder(place, masked=spec.objective.masked)
     if len(found.pictures) > MAX_PICTURES:
         raise SpecInvalid.of(
             {"FOLDER": f"{folder} has {len(found.pictures)} pictures; at most {MAX_PICTURES} are accepted"}
         )
-    prepared, reasons, notes = _prepared(found.pictures, spec)
+    prepared, reasons, notes = _prepared(found.pictures, spec, into)
     repeats = pictures.near_duplicates([made.report for _, made in prepared])
     for repeat, first in repeats.items():
         reasons[prepared[repeat][0].path] = f"nearly the same as {prepared[first][0].path.name}"
@@ -63,13 +79,31 @@ def _load(folder: Path, place: Path, spec: TrainSpec, into: Path) -> FolderDatas
             + "".join(f"\n  {line}" for line in lines),
             {"left_out": left_out},
         )
-    return _laid_out(good, spec, into, left_out, (*found.notes, *notes))
+    without = [
+        Uncaptioned(picture.path.name, made.sha256, _png(into, made.sha256))
+        for picture, made in good
+        if not (picture.caption or "").strip()
+    ]
+    captions = write_captions(without) if without else {}
+    listed = [
+        DatasetPicture(made.sha256, made.width, made.height, picture.caption or captions.get(made.sha256))
+        for picture, made in good
+    ]
+    manifest = build_manifest(spec, listed)
+    examples = [
+        Example(_png(into, one.sha256), one.caption, one.sha256, one.width, one.height, label=picture.path.name)
+        for (picture, _), one in zip(good, manifest.examples, strict=True)
+    ]
+    return FolderDataset(examples, manifest, left_out, (*found.notes, *notes))
 
 
 def _prepared(
-    found: Sequence[FolderPicture], spec: TrainSpec
+    found: Sequence[FolderPicture], spec: TrainSpec, into: Path
 ) -> tuple[list[tuple[FolderPicture, pictures.PreparedImage]], dict[Path, str], list[str]]:
-    """The good pictures, why others are left out, and notes on pictures that are enlarged."""
+    """The good pictures, why others are left out, and notes on pictures that are enlarged.
+
+    Good ones are written at once and not kept: a thousand would take some gigabytes.
+    """
     prepared: list[tuple[FolderPicture, pictures.PreparedImage]] = []
     left_out: dict[Path, str] = {}
     notes: list[str] = []
@@ -84,7 +118,8 @@ def _prepared(
             if verdict.faults:
                 left_out[picture.path] = "; ".join(verdict.texts)
             else:
-                prepared.append((picture, made))
+                _png(into, made.sha256).write_bytes(made.png)
+                prepared.append((picture, replace(made, png=b"")))
                 notes += [f"{picture_label(place, picture.path.name)}: {warning}" for warning in verdict.warnings]
     return prepared, left_out, notes
 
@@ -100,20 +135,6 @@ def _prepare(decoder: Decoder, path: Path, mask: Path | None, spec: TrainSpec) -
     )
 
 
-def _laid_out(
-    good: Sequence[tuple[FolderPicture, pictures.PreparedImage]],
-    spec: TrainSpec,
-    into: Path,
-    left_out: dict[str, str],
-    notes: tuple[str, ...],
-) -> FolderDataset:
-    """Write the prepared pictures, and build their manifest."""
-    manifest = build_manifest(
-        spec, [DatasetPicture(made.sha256, made.width, made.height, picture.caption) for picture, made in good]
-    )
-    examples = []
-    for (picture, made), listed in zip(good, manifest.examples, strict=True):
-        png = into / f"{made.sha256}.png"
-        png.write_bytes(made.png)
-        examples.append(Example(png, listed.caption, made.sha256, made.width, made.height, label=picture.path.name))
-    return FolderDataset(examples, manifest, left_out, notes)
+def _png(into: Path, sha256: str) -> Path:
+    """The file of a prepared picture."""
+    return into / f"{sha256}.png"

@@ -57,6 +57,17 @@ QWEN2_5_VL_7B: dict[str, Any] = {
     "vision_config": {"hidden_size": 1280, "out_hidden_size": 3584},
 }
 
+T5_XXL: dict[str, Any] = {
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+}
+
 
 def autoencoder(channels: int, **more: Any) -> dict[str, Any]:
     """diffusers' AutoencoderKL with the published widths, and `channels` channels of latents."""

@@ -84,12 +84,6 @@ def _rented(
 
 FAMILIES = (
     _rented(
-        "flux1", "FLUX.1", "flux", "black-forest-labs/FLUX.1-dev", "Large and well known.", _FLUX, (11.9, 4.9),
-        licence="FLUX.1 [dev] Non-Commercial License", terms=_FLUX_TERMS, gated=True, prefix="transformer.",
-        model=QUANTISED, times="sigmoid", train={"bypass_guidance_embedding": True},
-        modules=494,
-    ),
-    _rented(
         "flux2", "FLUX.2", "flux2", "black-forest-labs/FLUX.2-dev", "The largest: for cards with 80 GB and more.",
         _DOUBLE, (32.2, 24.0), licence="FLUX Non-Commercial License", terms=_FLUX_TERMS, gated=True,
         model=_LOW | {"model_kwargs": {"match_target_res": False}}, times="weighted", modules=160,

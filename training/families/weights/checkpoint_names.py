@@ -39,6 +39,12 @@ def _end(name: str) -> tuple[str, str]:
     return stem, end
 
 
+def _third(letter: str) -> tuple[int, int, int]:
+    """The rows of query, key or value in a matrix of all three."""
+    place = "qkv".index(letter)
+    return place, place + 1, 3
+
+
 def unet(name: str, config: Mapping[str, Any]) -> Source:
     """The UNet of Stable Diffusion."""
     stem, end = _end(name)
@@ -92,7 +98,7 @@ def open_clip(name: str, _config: Mapping[str, Any]) -> Source:
     if name == "embeddings.position_embedding.weight":
         return Source("positional_embedding")
     if found := re.fullmatch(r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(\w+)", name):
-        return Source(f"transformer.resblocks.{found[1]}.attn.in_proj_{found[3]}", third="qkv".index(found[2]))
+        return Source(f"transformer.resblocks.{found[1]}.attn.in_proj_{found[3]}", rows=_third(found[2]))
     if found := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(\w+)", name):
         return Source(f"transformer.resblocks.{found[1]}.{_OPEN_CLIP[found[2]]}.{found[3]}")
     return Source(name.replace("embeddings.token_embedding", "token_embedding").replace("final_layer_norm", "ln_final"))
@@ -101,7 +107,7 @@ def open_clip(name: str, _config: Mapping[str, Any]) -> Source:
 def z_image(name: str, _config: Mapping[str, Any]) -> Source:
     """The transformer of Z-Image."""
     if found := re.fullmatch(r"(.+\.attention)\.to_([qkv])\.weight", name):
-        return Source(f"{found[1]}.qkv.weight", third="qkv".index(found[2]))
+        return Source(f"{found[1]}.qkv.weight", rows=_third(found[2]))
     for ours, theirs in _Z_IMAGE:
         name = name.replace(ours, theirs)
     return Source(name)
@@ -139,6 +145,40 @@ _FLUX2 = (
 )
 
 
+# Of FLUX.1, beside those that FLUX.2 has too.
+_FLUX1 = (
+    (r"time_text_embed\.timestep_embedder\.linear_1", "time_in.in_layer"),
+    (r"time_text_embed\.timestep_embedder\.linear_2", "time_in.out_layer"),
+    (r"time_text_embed\.text_embedder\.linear_1", "vector_in.in_layer"),
+    (r"time_text_embed\.text_embedder\.linear_2", "vector_in.out_layer"),
+    (r"time_text_embed\.guidance_embedder\.linear_1", "guidance_in.in_layer"),
+    (r"time_text_embed\.guidance_embedder\.linear_2", "guidance_in.out_layer"),
+    (r"transformer_blocks\.(\d+)\.norm1\.linear", r"double_blocks.\1.img_mod.lin"),
+    (r"transformer_blocks\.(\d+)\.norm1_context\.linear", r"double_blocks.\1.txt_mod.lin"),
+    (r"transformer_blocks\.(\d+)\.ff\.net\.0\.proj", r"double_blocks.\1.img_mlp.0"),
+    (r"transformer_blocks\.(\d+)\.ff\.net\.2", r"double_blocks.\1.img_mlp.2"),
+    (r"transformer_blocks\.(\d+)\.ff_context\.net\.0\.proj", r"double_blocks.\1.txt_mlp.0"),
+    (r"transformer_blocks\.(\d+)\.ff_context\.net\.2", r"double_blocks.\1.txt_mlp.2"),
+    (r"single_transformer_blocks\.(\d+)\.norm\.linear", r"single_blocks.\1.modulation.lin"),
+    (r"single_transformer_blocks\.(\d+)\.(?:attn\.to_[qkv]|proj_mlp)", r"single_blocks.\1.linear1"),
+    (r"single_transformer_blocks\.(\d+)\.proj_out", r"single_blocks.\1.linear2"),
+)
+
+
+def flux1(name: str, config: Mapping[str, Any]) -> Source:
+    """The transformer of FLUX.1. Raises KeyError for an unknown name."""
+    stem, end = _end(name)
+    for pattern, theirs in _FLUX1:
+        if (found := re.fullmatch(pattern, stem)) is not None:
+            written = found.expand(theirs)
+            if not written.endswith("linear1"):
+                return Source(f"{written}.{end}")
+            # Query, key, value, and the feed-forward layer, which has four times as many rows as each of them.
+            place = 3 if stem.endswith("proj_mlp") else "qkv".index(stem[-1])
+            return Source(f"{written}.{end}", rows=(place, 7 if place == 3 else place + 1, 7))
+    return flux2(name, config)
+
+
 def flux2(name: str, _config: Mapping[str, Any]) -> Source:
     """The transformer of FLUX.2. Raises KeyError for an unknown name."""
     stem, end = _end(name)
@@ -146,8 +186,6 @@ def flux2(name: str, _config: Mapping[str, Any]) -> Source:
         if (found := re.fullmatch(pattern, stem)) is not None:
             written = found.expand(theirs)
             end = "scale" if written.endswith("_norm") else end
-            third = (
-                "qkv".index(re.sub(r".*(to|add)_([qkv])(_proj)?", r"\2", stem)) if written.endswith(".qkv") else None
-            )
-            return Source(f"{written}.{end}", third=third, is_swapped=stem == "norm_out.linear")
+            rows = _third(re.sub(r".*(to|add)_([qkv])(_proj)?", r"\2", stem)) if written.endswith(".qkv") else None
+            return Source(f"{written}.{end}", rows=rows, is_swapped=stem == "norm_out.linear")
     raise KeyError(name)

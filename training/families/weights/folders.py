@@ -20,7 +20,6 @@ WEIGHTS = {
     "text_encoder": "model",
     "text_encoder_2": "model",
 }
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 # Time limit for the hub's first response. Without it, a machine without network hangs for minutes.
 _HUB_TIMEOUT_S = 10.0
 

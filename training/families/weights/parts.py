@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from core.errors import BaseModelUnavailable
 from training.families.weights import folders, single_file, soundness
+from training.hub import is_hub_id
 
 _ALIGNMENT = 64  # bytes, as in PyTorch's CPU allocator
 
@@ -39,7 +40,7 @@ def locate(base_model: str, parts: Sequence[str]) -> Path:
             f"the base model {base_model} cannot be read ({error.strerror}): give the user of the training workers "
             "permission to read it and the folders above it"
         ) from error
-    if not folders.HUB_ID.match(base_model) or path.is_absolute():
+    if not is_hub_id(base_model):
         raise BaseModelUnavailable(f"the base model {base_model} does not exist: no such folder or file, and no hub id")
     return folders.from_hub(base_model, parts)
 

@@ -55,7 +55,9 @@ class CheckpointFile:
             raise BaseModelUnavailable(
                 f"the base model {self.path} is of family {self.family.name}, which has no {part}"
             )
-        return dict(self.family.configs[part])
+        layout = self.family.single_file
+        assert layout is not None  # noqa: S101 - see `read`
+        return {**self.family.configs[part], **layout.says(part, self.kinds)}
 
 
 def read(path: Path) -> CheckpointFile:
@@ -200,12 +202,14 @@ def _taken(file: Any, prefix: str, found: Source, name: str, shape: tuple[int, .
     part = file.get_slice(prefix + found.name)
     held = tuple(part.get_shape())
     rows = shape[0]
-    expected = shape if found.third is None else (3 * rows, *shape[1:])
+    begin, end, shares = found.rows or (0, 1, 1)
+    total = rows * shares // (end - begin)
+    expected = (total, *shape[1:])
     if found.is_transposed:
         expected = shape[::-1]
     if held != expected and held != (*expected, 1, 1) and (*held, 1, 1) != expected:
         raise soundness.Unsound(f"has {name} with shape {held}; models of this family have {expected}")
-    taken: Tensor = part[:] if found.third is None else part[found.third * rows : (found.third + 1) * rows]
+    taken: Tensor = part[:] if found.rows is None else part[total * begin // shares : total * end // shares]
     if found.is_swapped:
         taken = torch.cat(taken.chunk(2)[::-1])
     return taken.t().contiguous() if found.is_transposed else taken.reshape(shape)

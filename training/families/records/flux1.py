@@ -1,0 +1,213 @@
+"""The record of FLUX.1: [dev], [schnell] and Krea-dev, one network whose LoRAs have the same names."""
+
+import re
+from collections.abc import Collection, Mapping
+
+from training.families.record import (
+    AiToolkit,
+    BaseModel,
+    Config,
+    Drawing,
+    Family,
+    LoraNames,
+    Naming,
+    Price,
+    SingleFile,
+    Sizes,
+    Variant,
+)
+from training.families.records.encoder_configs import CLIP_L, T5_XXL, autoencoder
+from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
+from training.families.weights import checkpoint_names
+
+_ATTENTION = (
+    r"transformer_blocks\.\d+\.attn\.(to_(q|k|v|out\.0)|add_(q|k|v)_proj|to_add_out)|"
+    r"single_transformer_blocks\.\d+\.attn\.to_(q|k|v)"
+)
+_ALL = (
+    _ATTENTION + r"|transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)|"
+    r"single_transformer_blocks\.\d+\.proj_(mlp|out)"
+)
+_MODULES = re.compile(
+    _ALL + r"|transformer_blocks\.\d+\.norm1(_context)?\.linear|single_transformer_blocks\.\d+\.norm\.linear|"
+    r"x_embedder|context_embedder|proj_out|norm_out\.linear|"
+    r"time_text_embed\.(timestep|text|guidance)_embedder\.linear_[12]"
+)
+_WIDTH, _DOUBLES, _SINGLES = 3072, 19, 38
+_DOUBLE, _SINGLE = r"double_blocks\.(\d+)\.", r"single_blocks\.(\d+)\."
+_MARK = "double_blocks.0.img_mod.lin.weight"  # FLUX.2 and Chroma have no modulation in their blocks
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
+# The names of the makers' own code, which kohya's trainer and ComfyUI use.
+_ORIGINAL: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (_DOUBLE + r"img_attn\.qkv", tuple(rf"transformer_blocks.\1.attn.to_{part}" for part in "qkv")),
+    (_DOUBLE + r"txt_attn\.qkv", tuple(rf"transformer_blocks.\1.attn.add_{part}_proj" for part in "qkv")),
+    (_DOUBLE + r"img_attn\.proj", (r"transformer_blocks.\1.attn.to_out.0",)),
+    (_DOUBLE + r"txt_attn\.proj", (r"transformer_blocks.\1.attn.to_add_out",)),
+    (_DOUBLE + r"img_mlp\.0", (r"transformer_blocks.\1.ff.net.0.proj",)),
+    (_DOUBLE + r"img_mlp\.2", (r"transformer_blocks.\1.ff.net.2",)),
+    (_DOUBLE + r"txt_mlp\.0", (r"transformer_blocks.\1.ff_context.net.0.proj",)),
+    (_DOUBLE + r"txt_mlp\.2", (r"transformer_blocks.\1.ff_context.net.2",)),
+    (_DOUBLE + r"img_mod\.lin", (r"transformer_blocks.\1.norm1.linear",)),
+    (_DOUBLE + r"txt_mod\.lin", (r"transformer_blocks.\1.norm1_context.linear",)),
+    (
+        _SINGLE + "linear1",
+        (
+            *(rf"single_transformer_blocks.\1.attn.to_{part}" for part in "qkv"),
+            r"single_transformer_blocks.\1.proj_mlp",
+        ),
+    ),
+    (_SINGLE + "linear2", (r"single_transformer_blocks.\1.proj_out",)),
+    (_SINGLE + r"modulation\.lin", (r"single_transformer_blocks.\1.norm.linear",)),
+)
+_INPUTS = {"ff.net.2": 4, "ff_context.net.2": 4, "proj_out": 5}  # of layers that take more than the width
+_TERMS = "not for commercial use"
+
+
+_SIZES = Sizes(
+    parameters=11901408320,
+    quantised=(8606711808, 47185920),
+    encoders=9770742272,
+    lora={"attention": 1634304, "all": 4085760},
+    modules={"attention": 266, "all": 418},
+    sample=(2696485888, 1308906),
+    checkpointed=(281064448, 130848),
+)
+
+
+def _is_of(inputs: Mapping[str, int]) -> bool:
+    """FLUX.2 has the same names in its own code, but other widths. Qwen-Image shares the names of attention."""
+    names = {name.removeprefix("transformer."): width for name, width in inputs.items()}
+    if not any(re.match(r"single_(transformer_)?blocks|double_blocks", name) or ".ff" in name for name in names):
+        return False
+    for name, width in names.items():
+        found = re.match(r"(single_)?(?:transformer_blocks|double_blocks|blocks)\.(\d+)\.(.+)", name)
+        if found is None:
+            if not _MODULES.fullmatch(name):
+                return False
+            continue
+        if not _MODULES.fullmatch(name) and not re.fullmatch(r"(img|txt)_attn\.qkv|linear1", found[3]):
+            return False
+        if width != _INPUTS.get(found[3], 1) * _WIDTH or int(found[2]) >= (_SINGLES if found[1] else _DOUBLES):
+            return False
+    return True
+
+
+def _is_file(kinds: Mapping[str, str]) -> bool:
+    return any(prefix + _MARK in kinds for prefix in _PREFIXES)
+
+
+def _says(part: str, names: Collection[str]) -> Config:
+    """[schnell] takes no guidance scale."""
+    return {"guidance_embeds": any("guidance_in." in name for name in names)} if part == "transformer" else {}
+
+
+FAMILY = Family(
+    name="flux1",
+    title="FLUX.1",
+    base_models=(
+        BaseModel(
+            "flux1", "flux1", "black-forest-labs/FLUX.1-dev", "FLUX.1", "Large and well known.",
+            "FLUX.1 [dev] Non-Commercial License", _TERMS, is_gated=True,
+        ),
+        BaseModel(
+            "flux1-krea", "flux1", "black-forest-labs/FLUX.1-Krea-dev", "FLUX.1 Krea",
+            "FLUX.1 with a natural look.", "FLUX.1 [dev] Non-Commercial License", _TERMS, is_gated=True,
+        ),
+        BaseModel(
+            "flux1-schnell", "flux1", "black-forest-labs/FLUX.1-schnell", "FLUX.1 schnell",
+            "Draws in 4 steps; free to use.", "Apache-2.0",
+        ),
+    ),
+    recipe={
+        "rank": 32, "alpha": 32.0, "optimizer": "adamw8bit", "learning_rate": 1e-4, "resolution": 1024, "epochs": 100,
+    },
+    price=Price(1700, 1024),
+    seconds_per_step=2.6,
+    drawing=Drawing(28, 3.5, 1024),
+    few_steps=Drawing(4, 0.0, 1024),
+    previews=(20, 3.5),
+    lora=LoraNames(
+        naming=Naming(
+            "transformer.", ".lora_A.weight", ".lora_B.weight", False, re.compile(_ALL), "BF16", alpha=False
+        ),
+        form="peft",
+        readers="training.lora.flux1_readers",
+        is_of=_is_of,
+        example={
+            **{f"single_transformer_blocks.0.attn.to_{part}": _WIDTH for part in "qkv"},
+            **{f"transformer_blocks.0.attn.to_{part}": _WIDTH for part in ("q", "k", "v", "out.0")},
+        },
+        modules=_MODULES,
+        original=_ORIGINAL,
+        shares={"proj_mlp": 4},
+        words=(
+            "double_blocks", "single_blocks", "img_attn", "txt_attn", "img_mlp", "txt_mlp", "img_mod", "txt_mod",
+            "qkv", "lin", "linear1", "linear2", "modulation", "attn", "single_transformer_blocks", "add_q_proj",
+            "add_k_proj", "add_v_proj", "to_add_out", "ff_context", "proj_mlp", "norm1_context", "norm1", "norm",
+            "linear", "x_embedder", "context_embedder",
+        ),
+        declared=("flux1", "flux.1", "flux-1-dev", "flux-1-schnell"),
+        kind="FLUX.1",
+        is_fused=True,
+        architecture="flux-1-dev/lora",
+        version="flux1",
+    ),
+    classes={
+        "transformer": "diffusers.FluxTransformer2DModel",
+        "vae": "diffusers.AutoencoderKL",
+        "text_encoder": "transformers.CLIPTextModel",
+        "text_encoder_2": "transformers.T5EncoderModel",
+        "tokenizer": "transformers.CLIPTokenizer",
+        "tokenizer_2": "transformers.T5Tokenizer",
+        "scheduler": "diffusers.FlowMatchEulerDiscreteScheduler",
+    },
+    pipeline="FluxPipeline",
+    configs={
+        "transformer": {"guidance_embeds": True},  # otherwise diffusers' defaults are the published model
+        "vae": autoencoder(
+            16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False
+        ),
+        "text_encoder": CLIP_L,
+        "text_encoder_2": T5_XXL,
+        "scheduler": {
+            "num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5,
+            "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096,
+        },
+    },
+    home="black-forest-labs/FLUX.1-dev",
+    code="training.families.flux1",
+    targets={"attention": _ATTENTION, "all": _ALL},
+    quantised=_ALL,
+    shares_steps=False,
+    latent_channels=16,
+    caption_tokens=512,
+    encoder_weight_bytes=2,
+    sizes=_SIZES,
+    single_file=SingleFile(
+        prefixes={"transformer": _PREFIXES},
+        marks={"transformer": (_MARK,)},
+        sources={"transformer": checkpoint_names.flux1},
+        is_of=_is_file,
+        says=_says,
+    ),
+    toolkit=AiToolkit(
+        arch="flux",
+        precision="bf16",
+        prediction="flow",
+        version="flux",
+        model=QUANTISED,
+        train=FLOW | {"timestep_type": "sigmoid", "bypass_guidance_embedding": True},
+        sample=FLOW_SAMPLE,
+        prefix="transformer.",
+        layers={"attention": (".attn.",), "all": (".attn.", ".ff", ".proj_mlp", ".proj_out")},
+        billions=(11.9, 4.9),
+        variants=(
+            Variant(
+                re.compile("schnell"),
+                {"assistant_lora_path": "ostris/FLUX.1-schnell-training-adapter"},
+                {"guidance_scale": 1.0, "sample_steps": 4},
+            ),
+        ),
+    ),
+    refused={"adapter.dora": "no program reads a DoRA of FLUX.1"},
+)  # fmt: skip
