@@ -29,7 +29,8 @@ from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
 from web.pages.subject_form import PLAIN, TrainForm
 from web.pages.texts import count, gettext, number
 from web.parameters import FormKey, PictureId, SubjectId, page_key
-from web.uploads import max_upload_bytes, store_uploads
+from web.partial_files import PIECE_BYTES, FileOfPieces
+from web.uploads import max_upload_bytes, store_piece, store_uploads
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
@@ -100,6 +101,7 @@ def subject(
         most_characters=MAX_CAPTION_CHARACTERS,
         most_bytes=services.settings.max_picture_bytes,
         most_upload_bytes=max_upload_bytes(services.settings),
+        piece_bytes=PIECE_BYTES,
         notes=subject_notes.get(services, owner_id, subject_id),
         bases=subject_form.bases(services, owner_id, form, good),
         chosen=form,
@@ -276,6 +278,25 @@ async def upload(request: Request, services: ServicesDep, caller: PageTrainerDep
     if request.headers.get("accept") == "application/json":
         return JSONResponse(stored.model_dump(mode="json", by_alias=True), 201)
     return _redirect(subject_id, "some" if stored.refused else "uploaded")
+
+
+@router.post("/subjects/{id}/uploads")
+async def upload_piece(
+    request: Request,
+    services: ServicesDep,
+    caller: PageTrainerDep,
+    subject_id: SubjectId,
+    name: Annotated[str, Query(min_length=1, max_length=400)],
+    size: Annotated[int, Query(ge=1, le=2**53)],
+    modified: Annotated[int, Query(ge=0, le=2**53)] = 0,
+    offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
+) -> Response:
+    """Add the body to a large file at `offset`. The answer says how far the file is: an empty body only asks."""
+    file = FileOfPieces(subject_id, name, size, modified)
+    stored = await store_piece(request, services, caller, subject_id, file, offset)
+    if isinstance(stored, int):
+        return JSONResponse({"offset": stored})
+    return JSONResponse(stored.model_dump(mode="json", by_alias=True), 201)
 
 
 @router.post("/subjects/{id}/delete")

@@ -26,7 +26,7 @@ class Catalogue:
         self.entries = dict(parse(text))
         header = self.entries.get(("", ""), ("",))[0]
         found = re.search(r"plural=([^;]+);", header)
-        self.plural: Callable[[int], int] = stdlib.c2py(found[1]) if found else lambda n: int(n != 1)  # type: ignore[attr-defined]
+        self.plural: Callable[[int], int] = stdlib.c2py(found[1]) if found else lambda n: int(n != 1)
 
     def get(self, one: str, many: str = "", number: int = 1) -> str:
         """The translation of a text, or of its form for a number."""

@@ -20,6 +20,7 @@ from core.telemetry.logging import request_context
 from web.pages import texts
 from web.pages.errors import refused_early
 from web.parameters import SLASH
+from web.partial_files import PIECE_BYTES
 from web.problems import INTERNAL_DETAIL
 from web.server.bodies import BodyLimits
 
@@ -99,6 +100,8 @@ class RequestMiddleware:
         log.log(level, "%s %s %d", method, route, status, extra={"fields": fields})
 
     def _limit(self, scope: Scope, headers: Headers) -> int:
+        if scope["method"] == "POST" and scope["path"].endswith("/uploads"):
+            return PIECE_BYTES
         is_form = headers.get("content-type", "").strip().lower().startswith("multipart/form-data")
         is_upload = scope["method"] == "POST" and scope["path"].endswith(_UPLOADS) and is_form
         return self._bodies.upload_bytes if is_upload else self._bodies.max_bytes

@@ -211,29 +211,56 @@ function outcome({ images = [], refused = [], notes = [] }) {
 const TRY_AGAIN = [0, 408, 429, 500, 502, 503, 504]; // 0: no answer
 const TRY_AGAIN_S = [1, 2, 4, 8, 15, 30];
 
-// One attempt: the kind of the outcome, its words, and whether another attempt may succeed.
-function put(form, file, bar) {
+// One request; `sent` is told how many bytes of the body have gone.
+function post(address, body, sent) {
   return new Promise((done) => {
-    const request = new XMLHttpRequest(), body = new FormData();
-    body.append("files", file);
-    request.open("POST", form.action);
+    const request = new XMLHttpRequest();
+    request.open("POST", address);
     request.setRequestHeader("Accept", "application/json");
-    request.upload.onprogress = (event) => { if (event.lengthComputable) bar.value = event.loaded / event.total; };
-    request.upload.onload = () => bar.removeAttribute("value"); // sent; the server now checks it
+    request.upload.onprogress = (event) => { if (event.lengthComputable) sent(event.loaded, event.total); };
     request.onloadend = () => {
       let answer = {};
-      try { answer = JSON.parse(request.responseText); } catch { /* not JSON: handled below */ }
-      if (request.status === 201) return done([...outcome(answer), false]);
-      if (request.responseURL && isSignIn(request.responseURL)) {
-        ended();
-        return done(["bad", t("Not uploaded: your session has ended."), "later"]);
-      }
-      const why = request.status === 0 ? t("Not uploaded: the connection was lost.") : t("Not uploaded: the service is busy.");
-      if (TRY_AGAIN.includes(request.status)) return done(["bad", why, "now"]);
-      done(["bad", Object.values(answer.faults ?? {})[0] ?? answer.detail ?? t("Not stored."), false]);
+      try { answer = JSON.parse(request.responseText); } catch { /* not JSON: the status says enough */ }
+      done({ status: request.status, url: request.responseURL, answer });
     };
     request.send(body);
   });
+}
+
+// What became of a file: the kind of the outcome, its words, and whether another attempt may succeed.
+function judge({ status, url, answer }) {
+  if (status === 201) return [...outcome(answer), false];
+  if (url && isSignIn(url)) {
+    ended();
+    return ["bad", t("Not uploaded: your session has ended."), "later"];
+  }
+  const why = status === 0 ? t("Not uploaded: the connection was lost.") : t("Not uploaded: the service is busy.");
+  if (TRY_AGAIN.includes(status)) return ["bad", why, "now"];
+  return ["bad", Object.values(answer.faults ?? {})[0] ?? answer.detail ?? t("Not stored."), false];
+}
+
+const show = (bar, share) => { if (share < 1) bar.value = share; else bar.removeAttribute("value"); }; // sent; the server checks it
+
+async function put(form, file, bar) {
+  if (file.size > Number(form.dataset.pieceBytes)) return putPieces(form, file, bar);
+  const body = new FormData();
+  body.append("files", file);
+  return judge(await post(form.action, body, (loaded, total) => show(bar, loaded / total)));
+}
+
+// A large file goes in pieces. The server is asked first how much of it there is, from before a lost connection or a reload.
+async function putPieces(form, file, bar) {
+  const about = { name: file.name, size: file.size, modified: file.lastModified };
+  let offset = 0, piece = new Blob();
+  for (;;) {
+    const done = await post(
+      `${form.dataset.pieces}?${new URLSearchParams({ ...about, offset })}`, piece,
+      (loaded) => show(bar, (offset + loaded) / file.size),
+    );
+    if (done.status !== 200 || !Number.isInteger(done.answer.offset)) return judge(done);
+    offset = done.answer.offset;
+    piece = file.slice(offset, offset + Number(form.dataset.pieceBytes));
+  }
 }
 
 const pause = (ms) => new Promise((done) => {
