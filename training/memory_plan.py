@@ -69,7 +69,7 @@ def needed(
         * spec.batch_size
     )
     activations *= _DORA if adapter.dora else 1
-    activations *= _ALL_TARGETS if adapter.targets == "all" or is_quantised else 1
+    activations *= _ALL_TARGETS if adapter.targets != "attention" or is_quantised else 1
     activations *= _PRIOR if spec.objective.prior_weight > 0 else 1
     weights = sizes.parameters * weight_bytes
     if is_quantised:

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from core.numbers import NumbersAreNotBools
 
-Targets = Literal["attention", "all"]
+Targets = Literal["attention", "all", "convolutions"]
 Schedule = Literal["constant", "linear", "cosine"]
 Weighting = Literal["none", "min_snr", "debiased"]
 Quantisation = Literal["none", "8bit", "4bit"]  # of a frozen base model

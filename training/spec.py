@@ -204,6 +204,8 @@ class TrainSpec(NumbersAreNotBools):
             for option in asked.to_dict():
                 if (reason := family.refused.get(f"{info.field_name}.{option}")) is not None:
                     raise ValueError(f"{option}: not for {family.name}: {reason}")
+            if isinstance(asked, Adapter) and family.targets and asked.targets not in family.targets:
+                raise ValueError(f"targets: {family.name} has {' and '.join(family.targets)}, not {asked.targets}")
         return asked
 
     @field_validator("data")

@@ -54,9 +54,13 @@ def side_by_side(*runs: TrainRun) -> list[TrainResult | BaseException]:
 # ---- one job is what peft would make of it -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image", "flux2-klein-4b", "qwen-image", "flux1"])
-def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str) -> None:
-    run, found = runs(family, rank=3, alpha=5.0), families.find(family)
+PEFT = [("sd15", "attention"), ("sd15", "convolutions"), ("sdxl", "attention"), ("z-image", "attention"),
+        ("flux2-klein-4b", "attention"), ("qwen-image", "attention"), ("flux1", "attention")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "targets"), PEFT)
+def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str, targets: str) -> None:
+    run, found = runs(family, rank=3, alpha=5.0, adapter={"targets": targets}), families.find(family)
     live = Live(run, found, base_of(run))
     for _ in range(2):
         live.step()  # so that B is not zero
@@ -64,10 +68,10 @@ def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str) -> None:
     [lot], _ = live.cohort.gather()
 
     oracle = base_of(run)
-    config = LoraConfig(r=3, lora_alpha=5.0, target_modules=found.targets["attention"], lora_dropout=0.0)  # type: ignore[arg-type]
+    config = LoraConfig(r=3, lora_alpha=5.0, target_modules=found.targets[targets], lora_dropout=0.0)  # type: ignore[arg-type]
     oracle.denoiser.add_adapter(config)
     layers = {name: module for name, module in oracle.denoiser.named_modules() if hasattr(module, "lora_A")}
-    assert sorted(layers) == [site.name for site in live.cohort.layout.sites]
+    assert sorted(layers) == sorted(site.name for site in live.cohort.layout.sites)
     for name, layer in layers.items():
         layer.lora_A["default"].weight.data.copy_(torch.from_numpy(weights[f"{name}.down"]))
         layer.lora_B["default"].weight.data.copy_(torch.from_numpy(weights[f"{name}.up"]))
@@ -87,15 +91,22 @@ def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str) -> None:
 # ---- one among many -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
-def test_a_jobs_bytes_do_not_depend_on_its_neighbours(runs: Runs, family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "targets"), [("sd15", "attention"), ("sdxl", "attention"), ("sd15", "convolutions")]
+)
+def test_a_jobs_bytes_do_not_depend_on_its_neighbours(runs: Runs, family: str, targets: str) -> None:
     """Alone in four slots, among three of other ranks, rates and lengths, and in whichever slot: the same file."""
-    mine: dict[str, Any] = {"slots": 4, "seed": 11, "max_steps": 24}
+    short = 4 if targets == "convolutions" else 1
+    all_have: dict[str, Any] = {"slots": 4, "adapter": {"targets": targets}}
+    mine: dict[str, Any] = {**all_have, "seed": 11, "max_steps": 24 // short}
     alone = train(runs(family, name="alone", **mine))
     others = [
-        runs(family, name=f"other{n}", slots=4, seed=n, rank=n + 1, alpha=7.0, learning_rate=10.0**-n, max_steps=9 * n)
+        runs(
+            family, name=f"other{n}", seed=n, rank=n + 1, alpha=7.0, learning_rate=10.0**-n, max_steps=9 * n // short,
+            **all_have,
+        )
         for n in (1, 2, 3)
-    ]
+    ]  # fmt: skip
     first, *_ = side_by_side(runs(family, name="first", **mine), *others)
     *_, last = side_by_side(*others, runs(family, name="last", **mine))
     assert isinstance(first, TrainResult)

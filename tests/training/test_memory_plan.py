@@ -63,6 +63,7 @@ def test_what_is_counted_is_what_the_allocator_gives(name: str, checkpointing: b
 COUNTED: list[tuple[str, int, dict[str, Any]]] = [
     ("sd15", 512, {"batch_size": 2}),
     ("sd15", 512, {"rank": 64, "adapter": {"dora": True, "targets": "all"}}),
+    ("sd15", 512, {"adapter": {"targets": "convolutions"}}),
     ("sdxl", 768, {}),
     ("z-image", 768, {}),
 ]
@@ -70,7 +71,7 @@ COUNTED: list[tuple[str, int, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("family", "side", "given"), sample(COUNTED, 2, "counted memory"))
 def test_the_table_holds_against_counting(family: str, side: int, given: dict[str, Any]) -> None:
-    """A step of a full-size model, counted, with checkpointing and without. `make test` draws two of four."""
+    """A step of a full-size model, counted, with checkpointing and without. `make test` draws two."""
     spec, found = recipe(family, resolution=side, **given), families.find(family)
     config = FAMILIES[family].configs[found.parts[0]]
     places = side // found.record.latent_pixels

@@ -196,20 +196,23 @@ def full_size(family: str) -> Any:
     [
         *[("sd15", "attention", 128), ("sdxl", "attention", 560), ("z-image", "attention", 210)],
         *[("sd15", "all", 192), ("sdxl", "all", 722), ("z-image", "all", 240)],
+        *[("sd15", "convolutions", 278), ("sdxl", "convolutions", 788)],
         *[("flux2-klein-4b", "attention", 80), ("flux2-klein-9b", "attention", 112), ("qwen-image", "attention", 480)],
         *[("flux1", "attention", 266), ("flux1", "all", 418)],
         *[("flux2-klein-4b", "all", 100), ("flux2-klein-9b", "all", 144), ("qwen-image", "all", 720)],
     ],
 )
 def test_targets_in_the_real_models(family: str, targeted: str, modules: int) -> None:
-    """Every targeted module of the full model is a linear or a 1x1 convolution, and the check knows its name."""
+    """Every targeted module of the full model is a linear or a convolution, and the check knows its name."""
     naming = lora_file.naming_of(family)
     targets = families.find(family).targets[targeted]
     found = {name: part for name, part in full_size(family).named_modules() if re.fullmatch(targets, name)}
     assert len(found) == modules
-    is_convolved = family == "sd15" and targeted == "all"
-    assert sum(isinstance(part, torch.nn.Conv2d) for part in found.values()) == (32 if is_convolved else 0)
-    assert all(isinstance(part, torch.nn.Linear) or part.kernel_size == (1, 1) for part in found.values())
+    convolved = {("sd15", "all"): 32, ("sd15", "convolutions"): 32 + 64, ("sdxl", "convolutions"): 49}
+    kernels = [part.kernel_size for part in found.values() if isinstance(part, torch.nn.Conv2d)]
+    assert len(kernels) == convolved.get((family, targeted), 0)
+    assert set(kernels) <= ({(1, 1), (3, 3)} if targeted == "convolutions" else {(1, 1)})
+    assert all(isinstance(part, torch.nn.Linear | torch.nn.Conv2d) for part in found.values())
     stems = {naming.stem(name) for name in found}
     assert len(stems) == modules
     assert all(naming.modules.fullmatch(stem, len(naming.prefix)) for stem in stems)

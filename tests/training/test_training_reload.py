@@ -111,7 +111,9 @@ def test_diffusers_reads_the_live_model_back(
     assert np.abs(drawn(pipeline) - picture).max() <= LEVELS[family]
 
 
-@pytest.mark.parametrize("adapter", [{"targets": "all"}, {"dora": True}, {"rslora": True}], ids=str)
+@pytest.mark.parametrize(
+    "adapter", [{"targets": "all"}, {"targets": "convolutions"}, {"dora": True}, {"rslora": True}], ids=str
+)
 @pytest.mark.parametrize("form", ["kohya", "peft"])
 def test_options_of_the_adapter_are_read_back(runs: Runs, form: str, adapter: dict[str, Any], tmp_path: Path) -> None:
     """Projections and feed-forward, DoRA's magnitudes, rsLoRA's scale: the same picture as the live model."""

@@ -149,6 +149,12 @@ def test_an_options_fault_is_named_with_its_group() -> None:
     assert [fault["loc"] for fault in raised.value.errors()] == [("adapter", "targets"), ("optimization", "speed")]
 
 
+@pytest.mark.parametrize("base", ["z-image", "flux1", "qwen-image"])
+def test_convolutions_are_refused_where_there_are_none(base: str) -> None:
+    with pytest.raises(ValidationError, match=rf"targets: {base} has attention and all, not convolutions"):
+        spec(base_model=base, adapter={"targets": "convolutions"})
+
+
 def test_null_is_the_default_of_a_group_and_of_an_option() -> None:
     assert spec(adapter=None, optimization={"schedule": None}) == spec()
 

@@ -25,14 +25,15 @@ _SHORTEST = 1e-12  # lower bound of squared row lengths: a row of zeros must not
 
 @dataclass(frozen=True)
 class Site:
-    """One layer that may get a LoRA. A 1x1 convolution is a linear over channels."""
+    """One layer that may get a LoRA. A convolution is a linear over the channels of all places of its kernel."""
 
     name: str  # diffusers' name of the module
-    inputs: int
+    inputs: int  # of a convolution: channels times the places of its kernel
     outputs: int
     is_convolution: bool
     place: int  # index among all wrapped layers of the denoiser
     layer: nn.Module = field(compare=False, repr=False)
+    kernel: tuple[int, int] = (1, 1)  # of a convolution
 
     @property
     def weight(self) -> Tensor:
@@ -111,7 +112,7 @@ class Layout:
         vector = torch.zeros(self.size)
         for name, view in self._views(vector).items():
             held = torch.from_numpy(np.array(arrays[name], np.float32))
-            held = held.reshape(held.shape[: view.ndim])
+            held = held.reshape(*held.shape[: view.ndim - 1], -1)
             view[tuple(slice(length) for length in held.shape)] = held
         return vector
 
@@ -119,15 +120,16 @@ class Layout:
         """The arrays in a slot's vector, float32, without padding.
 
         `{module}.down` [rank, in], `{module}.up` [out, rank], and with DoRA `{module}.magnitude` [out]; for a
-        convolution [rank, in, 1, 1] and [out, rank, 1, 1].
+        convolution [rank, channels, height, width of the kernel] and [out, rank, 1, 1].
         """
         views = self._views(vector.detach().to("cpu", torch.float32, copy=True))
         found = {}
         for site in self.sites:
-            tail = (1, 1) if site.is_convolution else ()
             down, up = views[f"{site.name}.down"][:rank], views[f"{site.name}.up"][:, :rank]
-            found[f"{site.name}.down"] = down.reshape(*down.shape, *tail).contiguous().numpy()
-            found[f"{site.name}.up"] = up.reshape(*up.shape, *tail).contiguous().numpy()
+            if site.is_convolution:
+                down, up = down.reshape(rank, -1, *site.kernel), up.reshape(*up.shape, 1, 1)
+            found[f"{site.name}.down"] = down.contiguous().numpy()
+            found[f"{site.name}.up"] = up.contiguous().numpy()
             if self.dora:
                 found[f"{site.name}.magnitude"] = views[f"{site.name}.magnitude"].numpy()
         return found

@@ -1,4 +1,4 @@
-"""LoRA on a denoiser's linears and 1x1 convolutions, with one LoRA for each slot of the step.
+"""LoRA on a denoiser's linears and convolutions, with one LoRA for each slot of the step.
 
 The modules are diffusers' own. Each targeted layer is wrapped under its own name, and the wrapped module, plain or
 quantised, computes the base product. A batch has N x b samples, those of the first slot first, and each sample uses its
@@ -12,13 +12,14 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from core.errors import BaseModelUnavailable
 from training.engine.layout import Layout, LoRA, Site
 
 
 class LoRALayer(nn.Module):
-    """A frozen linear or 1x1 convolution with the LoRAs of all slots."""
+    """A frozen linear or convolution with the LoRAs of all slots."""
 
     def __init__(self, layers: "LoRALayers", site: Site) -> None:
         super().__init__()
@@ -41,16 +42,32 @@ class LoRALayer(nn.Module):
         lora = self._layers.applied[self._site.place] if self._layers.applied else None
         if lora is None:
             return y
-        if self._site.is_convolution:  # pixels as rows: no copy, because the memory is channels-last
-            return self._add(lora, x.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return self._add(lora, x, y)
+        if not self._site.is_convolution:
+            return self._add(lora, self._low(lora, x), y)
+        # Pixels as rows: no copy, because the memory is channels-last.
+        low = self._low(lora, x.permute(0, 2, 3, 1)) if self._site.kernel == (1, 1) else self._convolved(lora, x)
+        return self._add(lora, low, y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
-    def _add(self, lora: LoRA, x: Tensor, y: Tensor) -> Tensor:
-        """Add each slot's LoRA to y [N x b, ..., out], the output of the base layer for x."""
+    def _low(self, lora: LoRA, x: Tensor) -> Tensor:
+        """A x of each slot, [N, rows, rank], for x [N x b, ..., in]."""
         slots = len(lora.lora_a)
         is_flat = x.dim() == 3 and len(x) == slots  # one sample per slot: needs no view and no backward pass of it
+        return torch.bmm(x if is_flat else x.reshape(slots, -1, self.in_features), lora.lora_a.transpose(1, 2))
+
+    def _convolved(self, lora: LoRA, x: Tensor) -> Tensor:
+        """The convolution of x [N x b, channels, h, w] with each slot's A, [N, rows, rank]: a group for each slot."""
+        layer, (slots, rank, _) = self.base_layer, lora.lora_a.shape
+        assert isinstance(layer, nn.Conv2d)  # noqa: S101 - the site says so
+        beside = x.reshape(slots, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
+        kernels = lora.lora_a.reshape(slots * rank, x.shape[1], *self._site.kernel)
+        low = functional.conv2d(beside, kernels, None, layer.stride, layer.padding, layer.dilation, slots)
+        return low.reshape(len(low), slots, rank, -1).permute(1, 0, 3, 2).reshape(slots, -1, rank)
+
+    def _add(self, lora: LoRA, low: Tensor, y: Tensor) -> Tensor:
+        """Add B times `low` of each slot to y [N x b, ..., out], the output of the base layer."""
+        slots = len(lora.lora_b)
+        is_flat = y.dim() == 3 and len(y) == slots
         rows = y if is_flat else y.reshape(slots, -1, self.out_features)
-        low = torch.bmm(x if is_flat else x.reshape(slots, -1, self.in_features), lora.lora_a.transpose(1, 2))
         # In place, but not for a quantised layer: its output is a view of memory that it keeps.
         add = rows.baddbmm_ if self._is_plain else rows.baddbmm
         made = add(low, lora.lora_b.transpose(1, 2))
@@ -103,13 +120,14 @@ class LoRALayers:
 
 def _fits(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or (
-        isinstance(module, nn.Conv2d) and set(module.kernel_size) == {1} == set(module.stride) and module.groups == 1
+        isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
     )
 
 
 def _site(name: str, layer: nn.Module, place: int) -> Site:
     # The weight of a quantised layer has another shape, so use the layer's attributes.
     if isinstance(layer, nn.Conv2d):
-        return Site(name, layer.in_channels, layer.out_channels, True, place, layer)
+        height, width = layer.kernel_size
+        return Site(name, layer.in_channels * height * width, layer.out_channels, True, place, layer, (height, width))
     assert isinstance(layer, nn.Linear)  # noqa: S101 - see `_fits`
     return Site(name, layer.in_features, layer.out_features, False, place, layer)

@@ -27,10 +27,11 @@ DEFAULT_MAX_BYTES = 2 * 2**30
 # always float32.
 MAGNITUDE = ".dora_scale"
 
-# The matrices of a module: down [rank, in] and up [out, rank]; for a 1x1 convolution [rank, in, 1, 1] and
-# [out, rank, 1, 1]; for a DoRA also the magnitudes [out].
+# The matrices of a module: down [rank, in] and up [out, rank]; for a convolution down has the kernel's dimensions too,
+# and up is [out, rank, 1, 1]; for a DoRA also the magnitudes [out].
 Matrices = tuple[Array, Array] | tuple[Array, Array, Array]
 
+_KERNELS = (((), ()), ((1, 1), (1, 1)), ((3, 3), (1, 1)))  # of down and up
 _FLOATS = ("F64", "F32", "F16", "BF16")  # of the files that trainings give
 
 REQUIRED_METADATA = (
@@ -182,8 +183,8 @@ def _stems(tensors: Mapping[str, Tensor], naming: Naming, family: str) -> list[s
 def _check_module(tensors: Mapping[str, Tensor], naming: Naming, stem: str, rank: int) -> float | None:
     """Check the tensors of one module; returns its alpha, None in a family whose files have none."""
     down, up, alpha = tensors[stem + naming.down], tensors[stem + naming.up], tensors.get(stem + ".alpha")
-    # A 1x1 convolution, such as proj_in of sd15, has two more dimensions of size 1.
-    if any(len(part.shape) not in (2, 4) or part.shape[2:] not in ((), (1, 1)) for part in (down, up)):
+    # The down matrix of a convolution has the dimensions of its kernel, and the up matrix two of size 1.
+    if any(len(part.shape) not in (2, 4) for part in (down, up)) or (down.shape[2:], up.shape[2:]) not in _KERNELS:
         raise LoraInvalid(f"the LoRA file's {stem} has shapes {down.shape} and {up.shape}, which do not fit")
     if down.shape[0] != rank or up.shape[1] != rank:
         raise LoraInvalid(f"the LoRA file's {stem} has rank {down.shape[0]} and {up.shape[1]}, {rank} was asked for")

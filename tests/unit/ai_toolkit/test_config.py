@@ -123,6 +123,7 @@ def test_layers_scale_captions_and_prompts_are_carried_over() -> None:
     ("asked", "field"),
     [
         ({"adapter": {"dora": True}}, "adapter.dora"),
+        ({"adapter": {"targets": "convolutions"}}, "adapter.targets"),
         ({"optimization": {"loraplus_ratio": 4}}, "optimization.loraplus_ratio"),
         ({"optimization": {"schedule": "cosine", "warmup_steps": 5}}, "optimization.warmup_steps"),
         ({"optimizer": "prodigy", "learning_rate": 0.01}, "learning_rate"),

@@ -39,6 +39,9 @@ def unsupported_options(spec: TrainSpec) -> dict[str, str]:
         return found | {"backend": f"{spec.family} cannot be trained on ai-toolkit: use the local backend"}
     if not family.toolkit.has_alpha and spec.file_alpha != spec.rank:
         found["alpha"] = f"ai-toolkit trains {family.title} only with alpha = rank: set alpha to {spec.rank}"
+    layers = family.toolkit.layers
+    if layers is not None and spec.adapter.targets not in layers:
+        found["adapter.targets"] = f"ai-toolkit is asked for {' or '.join(layers)} only: use the local backend"
     if spec.optimizer == "prodigy" and spec.learning_rate < 0.1:
         found["learning_rate"] = "with prodigy, ai-toolkit replaces a rate below 0.1 by 1: set at least 0.1"
     if spec.optimization.warmup_steps and spec.optimization.schedule != "constant":

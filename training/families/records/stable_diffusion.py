@@ -19,15 +19,20 @@ from training.families.records.encoder_configs import CLIP_BIG_G, CLIP_L, autoen
 from training.families.weights import checkpoint_names
 
 _MODULES = re.compile(
-    r"(down_blocks_\d+|mid_block|up_blocks_\d+)_attentions_\d+_"
-    r"(proj_in|proj_out|transformer_blocks_\d+_(attn[12]_to_(q|k|v|out_0)|ff_net_0_proj|ff_net_2))"
+    r"(down_blocks_\d+|mid_block|up_blocks_\d+)_(attentions_\d+_"
+    r"(proj_in|proj_out|transformer_blocks_\d+_(attn[12]_to_(q|k|v|out_0)|ff_net_0_proj|ff_net_2))|"
+    r"resnets_\d+_(conv1|conv2|conv_shortcut|time_emb_proj)|(down|up)samplers_0_conv)"
 )
 # The standard set of kohya and diffusers: q, k, v and output of each attention layer.
 _ATTENTION = r".*\.attn[12]\.to_(q|k|v|out\.0)"
+# Also the feed-forward layers and the projections around each transformer.
+_ALL = _ATTENTION + r"|.*\.attentions\.\d+\.(proj_(in|out)|transformer_blocks\.\d+\.ff\.net\.(0\.proj|2))"
 _TARGETS = {
     "attention": _ATTENTION,
-    # Also the feed-forward layers and the projections around each transformer.
-    "all": _ATTENTION + r"|.*\.attentions\.\d+\.(proj_(in|out)|transformer_blocks\.\d+\.ff\.net\.(0\.proj|2))",
+    "all": _ALL,
+    # Also the residual blocks, and what halves and doubles the size: the layers of kohya's LoCon.
+    "convolutions": _ALL
+    + r"|.*\.resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|.*\.(down|up)samplers\.0\.conv",
 }
 _NOISE: dict[str, Any] = {
     "beta_start": 0.00085,
@@ -159,13 +164,13 @@ SD15 = Family(
     home="stable-diffusion-v1-5/stable-diffusion-v1-5",
     code="training.families.sd15",
     targets=_TARGETS,
-    quantised=_TARGETS["all"],
+    quantised=_ALL,
     sizes=Sizes(
         parameters=859520964,
         quantised=(242196480, 13107200),
         encoders=492241920,
-        lora={"attention": 199296, "all": 423936},
-        modules={"attention": 128, "all": 192},
+        lora={"attention": 199296, "all": 423936, "convolutions": 1050816},
+        modules={"attention": 128, "all": 192, "convolutions": 278},
         sample=(5657088, 211726),
         checkpointed=(1835008, 57696),
     ),
@@ -245,13 +250,13 @@ SDXL = Family(
     home="stabilityai/stable-diffusion-xl-base-1.0",
     code="training.families.sdxl",
     targets=_TARGETS,
-    quantised=_TARGETS["all"],
+    quantised=_ALL,
     sizes=Sizes(
         parameters=2567463684,
         quantised=(2207744000, 13107200),
         encoders=3264327680,
-        lora={"attention": 1451520, "all": 2659840},
-        modules={"attention": 560, "all": 722},
+        lora={"attention": 1451520, "all": 2659840, "convolutions": 3074240},
+        modules={"attention": 560, "all": 722, "convolutions": 788},
         sample=(37750784, 369112),
         checkpointed=(11945472, 33440),
     ),

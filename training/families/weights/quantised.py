@@ -127,7 +127,7 @@ def move(denoiser: nn.Module, device: torch.device) -> None:
 
 
 def weight_of(layer: nn.Module) -> Tensor:
-    """The weight of a linear [out, in] or a 1x1 convolution [out, in, 1, 1], dequantised if necessary."""
+    """The weight of a linear [out, in] or a convolution [out, in, h, w], dequantised if necessary."""
     held: Any = layer
     weight: Any = held.weight
     made: Tensor = weight.detach()
