@@ -23,7 +23,7 @@ from jobs.owners import audit_log
 from jobs.services import Services
 from jobs.view import Time, View
 from notifications import application, channels, outbox, screener
-from notifications.application import SendTask
+from notifications.application import PictureQuestion, SendTask
 from notifications.screener import ScreeningVerdict
 from storage.database import insert_if_absent
 from storage.picture_report import StoredReport
@@ -128,7 +128,7 @@ def _refuse(row: JobPicture, reason: str | None) -> JobPicture:
 
 def ask(services: Services, sha256: str, send_task: SendTask) -> None:
     """Ask the screener about one picture. If it does not answer, the dataset stage asks again in a minute."""
-    name, picture = services.settings.screen_task, _picture(services, sha256)
+    name, picture = services.settings.screen_task, _question(services, sha256)
     if name is None or picture is None:
         return
     try:
@@ -149,7 +149,7 @@ def answer(services: Services, given: Any, sha256: str) -> None:
     _record(services, sha256, screener.parse(given), (ScreeningState.WAITING,))
 
 
-def _picture(services: Services, sha256: str) -> dict[str, Any] | None:
+def _question(services: Services, sha256: str) -> PictureQuestion | None:
     """What a screener gets; None if no active job waits for the verdict."""
     with services.database.reading() as session:
         one = session.get(Screening, sha256)
@@ -159,9 +159,7 @@ def _picture(services: Services, sha256: str) -> dict[str, Any] | None:
     if job is None:
         return None
     url = services.store.url(keys.prepared(sha256), _URL_S)
-    return {
-        "sha256": sha256, "url": url, "owner_id": job.owner_id, "subject_id": job.subject_id, "job_id": job.id,
-    }  # fmt: skip
+    return PictureQuestion(sha256=sha256, url=url, owner_id=job.owner_id, subject_id=job.subject_id, job_id=job.id)
 
 
 def _waiting_jobs(sha256: str) -> Any:

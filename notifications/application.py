@@ -2,24 +2,47 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx2
+from pydantic import BaseModel, ConfigDict
 
 from core.errors import Unreachable
 from notifications.signing import sign
 
 _MAX_ANSWER_BYTES = 10_000
 
+
+class PictureQuestion(BaseModel):
+    """What a screener gets: the picture, at an address that is valid for a while, and for which training."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sha256: str
+    url: str
+    owner_id: str
+    subject_id: str
+    job_id: str
+
+
+class CaptionQuestion(PictureQuestion):
+    """What a captioner gets besides."""
+
+    instruction: str
+    learns: str
+    trigger_word: str
+    class_word: str | None
+
+
 # Sends an application's task (its name and queue) with a picture. The answer comes back to the task that the sender
 # knows, with these arguments. Raises Unreachable.
-SendTask = Callable[[str, str | None, Mapping[str, Any], Sequence[str]], None]
+SendTask = Callable[[str, str | None, PictureQuestion, Sequence[str]], None]
 
 
-def ask(url: str, picture: Mapping[str, Any], message_id: str, *, secrets: Sequence[bytes], timeout_s: float) -> Any:
+def ask(url: str, picture: PictureQuestion, message_id: str, *, secrets: Sequence[bytes], timeout_s: float) -> Any:
     """The JSON that the server answers to one signed POST. Raises Unreachable without an answer."""
-    content = json.dumps(dict(picture)).encode()
+    content = json.dumps(picture.model_dump()).encode()
     now_s = int(time.time())
     headers = {"content-type": "application/json", "webhook-id": message_id, "webhook-timestamp": str(now_s)}
     if secrets:

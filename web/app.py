@@ -91,6 +91,11 @@ def create_app(services: Services) -> FastAPI:
         )
     problems.install(app)
     app.add_exception_handler(HTTPException, errors.as_asked)  # an address that no route has
+    _include_routes(app)
+    return app
+
+
+def _include_routes(app: FastAPI) -> None:
     for routes in (subjects, images, captions, trainings, drawings, account, deletions, turns, service, pages):
         app.include_router(routes.router)
     for shown in (
@@ -108,4 +113,3 @@ def create_app(services: Services) -> FastAPI:
         recipe_pages,
     ):
         app.include_router(shown.router)
-    return app

@@ -11,6 +11,7 @@ import argparse
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -31,6 +32,7 @@ _TITLES = {
     422: "Unprocessable Entity", 429: "Too Many Requests",
 }  # fmt: skip
 _MOST_UPLOADED = 100_000_000  # the largest request that the proxy accepts
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]  # that the proxy forwards
 _HOP = {"host", "connection", "transfer-encoding", "keep-alive", "date", "server"}
 
 
@@ -74,6 +76,29 @@ def application(cloud: FakeRunPod) -> Starlette:
         cloud.delete(request.path_params["id"])
         return Response(status_code=204)
 
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await cloud.close()
+
+    return Starlette(
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _not_found},
+        routes=[
+            Route("/v2/catalog/gpus", api("gpus", gpus)),
+            Route("/v2/pods", api("list", pods), methods=["GET"]),
+            Route("/v2/pods", api("create", create), methods=["POST"]),
+            Route("/v2/pods/{id}", api("get", get), methods=["GET"]),
+            Route("/v2/pods/{id}", api("delete", delete), methods=["DELETE"]),
+            *_control_routes(cloud),
+            Route("/proxy/{id}/{path:path}", partial(_proxied, cloud), methods=_METHODS),
+        ],
+    )
+
+
+def _control_routes(cloud: FakeRunPod) -> list[Route]:
+    """Routes that RunPod does not have: what a test sees and scripts."""
+
     async def ledger(_: Request) -> Response:
         return JSONResponse({"pods": cloud.ledger(), "calls": len(cloud.calls)})
 
@@ -88,30 +113,11 @@ def application(cloud: FakeRunPod) -> Starlette:
         cloud.remove(pod_id, "vanished") if how == "vanished" else cloud.find(pod_id).end(how)
         return Response(status_code=204)
 
-    async def proxy(request: Request) -> Response:
-        return await _proxied(cloud, request)
-
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        yield
-        await cloud.close()
-
-    methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
-    return Starlette(
-        lifespan=lifespan,
-        exception_handlers={HTTPException: _not_found},
-        routes=[
-            Route("/v2/catalog/gpus", api("gpus", gpus)),
-            Route("/v2/pods", api("list", pods), methods=["GET"]),
-            Route("/v2/pods", api("create", create), methods=["POST"]),
-            Route("/v2/pods/{id}", api("get", get), methods=["GET"]),
-            Route("/v2/pods/{id}", api("delete", delete), methods=["DELETE"]),
-            Route("/fake/ledger", ledger),
-            Route("/fake/next", order_faults, methods=["POST"]),
-            Route("/fake/pods/{id}", change, methods=["POST"]),
-            Route("/proxy/{id}/{path:path}", proxy, methods=methods),
-        ],
-    )
+    return [
+        Route("/fake/ledger", ledger),
+        Route("/fake/next", order_faults, methods=["POST"]),
+        Route("/fake/pods/{id}", change, methods=["POST"]),
+    ]
 
 
 async def _json(request: Request) -> Any:

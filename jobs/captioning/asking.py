@@ -22,7 +22,7 @@ from jobs.lifecycle.leases import Lease
 from jobs.services import Services
 from jobs.specs import spec_of
 from notifications import application, outbox
-from notifications.application import SendTask
+from notifications.application import CaptionQuestion, SendTask
 from storage.database import insert_if_absent
 from storage.tables.captions import GeneratedCaption
 from storage.tables.jobs import ACTIVE, Job, JobPicture
@@ -103,21 +103,21 @@ def ask(services: Services, job_id: str, sha256: str, send_task: SendTask) -> No
         return
     spec = spec_of(job)
     prompt = prompt_for(spec, name)
-    picture = {
-        "sha256": sha256, "url": services.store.url(keys.prepared(sha256), _URL_S),
-        "instruction": prompt.instruction, "learns": prompt.learns,
-        "trigger_word": spec.trigger_word, "class_word": spec.class_word,
-        "owner_id": job.owner_id, "subject_id": job.subject_id, "job_id": job.id,
-    }  # fmt: skip
+    picture = CaptionQuestion(
+        sha256=sha256, url=services.store.url(keys.prepared(sha256), _URL_S),
+        instruction=prompt.instruction, learns=prompt.learns,
+        trigger_word=spec.trigger_word, class_word=spec.class_word,
+        owner_id=job.owner_id, subject_id=job.subject_id, job_id=job.id,
+    )  # fmt: skip
     try:
         if "://" not in name:
             send_task(name, services.settings.caption_queue, picture, (job_id, sha256))
             return
-        said = application.ask(
+        given = application.ask(
             name, picture, f"caption_{sha256[:32]}{prompt.sha256[:32]}", secrets=services.webhook_secrets,
             timeout_s=services.settings.webhook_timeout_s,
         )  # fmt: skip
-        answer(services, said, job_id, sha256)
+        answer(services, given, job_id, sha256)
     except Unreachable as error:
         log.warning("a picture has no caption yet: %s", error.message)
 

@@ -11,7 +11,7 @@ from core.errors import IllegalMove, NotFound, SpecInvalid
 from core.ids import new_id
 from jobs.deletion import guard
 from jobs.services import Services
-from jobs.subjects import subject_pictures
+from jobs.subjects import picture_verdicts
 from storage.database import lock_name
 from storage.tables.captions import CaptionChange
 from storage.tables.pictures import StoredPicture
@@ -167,8 +167,8 @@ def _lock(session: Session, owner_id: str, subject_id: str) -> None:
 
 
 def _pictures(session: Session, owner_id: str, subject_id: str) -> list[StoredPicture]:
-    belong = subject_pictures.belongs_to(owner_id, subject_id)
-    return list(session.exec(select(StoredPicture).where(*belong).order_by(*subject_pictures.OLDEST_FIRST)))
+    belong = picture_verdicts.belongs_to(owner_id, subject_id)
+    return list(session.exec(select(StoredPicture).where(*belong).order_by(*picture_verdicts.OLDEST_FIRST)))
 
 
 def _changes(owner_id: str, subject_id: str) -> SelectOfScalar[CaptionChange]:

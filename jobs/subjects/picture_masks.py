@@ -8,7 +8,8 @@ from core.errors import SpecInvalid
 from jobs.deletion import requests
 from jobs.services import Services
 from jobs.subjects import subject_pictures, subject_settings
-from jobs.subjects.subject_pictures import OLDEST_FIRST, SubjectPicture, belongs_to
+from jobs.subjects.picture_verdicts import OLDEST_FIRST, belongs_to
+from jobs.subjects.subject_pictures import SubjectPicture
 from storage.tables.pictures import StoredPicture
 from training.data.folders.file_names import compared_stem
 

@@ -16,7 +16,7 @@ from core.errors import ImageInvalid, SpecInvalid
 from core.picture_names import picture_label, plain_name
 from core.settings import Settings
 from jobs.services import Services
-from jobs.subjects import captions, subject_notes, subject_pictures
+from jobs.subjects import captions, picture_verdicts, subject_notes, subject_pictures
 from storage.tables.pictures import StoredPicture
 from training.data.file_kinds import CAPTION_SUFFIXES, CAPTION_TABLES, SUFFIXES, archive_kind
 from training.data.folders.archives import unpack
@@ -184,7 +184,7 @@ def _captions_beside(
     ids: dict[str, list[str]] = {}
     with services.database.reading() as session:
         query = select(StoredPicture.id, StoredPicture.name).where(
-            *subject_pictures.belongs_to(owner_id, subject_id, is_mask=False)
+            *picture_verdicts.belongs_to(owner_id, subject_id, is_mask=False)
         )
         for picture_id, name in session.exec(query):
             if name and name.lower().endswith(SUFFIXES) and PurePath(name).name == name:

@@ -1,7 +1,6 @@
 """The stored pictures of a subject: added with a first check, listed with a verdict, captioned, removed."""
 
 import hashlib
-import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,14 +15,14 @@ from jobs.deletion import requests
 from jobs.deletion.requests import DeletionView
 from jobs.services import Services
 from jobs.stages import intake, picture_source
+from jobs.subjects.picture_verdicts import OLDEST_FIRST, belongs_to, judge_all, judge_some
 from storage.database import insert_if_absent
 from storage.picture_report import StoredReport
 from storage.tables.pictures import PreparedPicture, StoredPicture, Subject
 from training.data.folders.file_names import compared_stem
 from training.data.framing import Frame, View
-from training.data.quality import Repeats, near_duplicates
 from training.data.thumbnail import thumbnail
-from training.data.verdict import Verdict, describe_fault, judge
+from training.data.verdict import Verdict
 from training.families.registry import BASE_MODELS
 from training.spec import TrainSpec
 
@@ -118,14 +117,14 @@ def list_pictures(
     """A subject's pictures, oldest first, with their verdicts at `frame`, or as the subject's settings have it."""
     with services.database.reading() as session:
         frame = frame or frame_of(preview_spec(session.get(Subject, (owner_id, subject_id))))
-        return [_view(picture, verdict) for picture, verdict in _judged(session, owner_id, subject_id, frame)]
+        return [_view(picture, verdict) for picture, verdict in judge_all(session, owner_id, subject_id, frame)]
 
 
 def get_all(services: Services, owner_id: str, subject_id: str, picture_ids: Collection[str]) -> list[SubjectPicture]:
     """These pictures of a subject, as `list_pictures` shows them, without judging all the others."""
     with services.database.reading() as session:
         frame = frame_of(preview_spec(session.get(Subject, (owner_id, subject_id))))
-        found = _judged_some(session, owner_id, subject_id, frame, picture_ids)
+        found = judge_some(session, owner_id, subject_id, frame, picture_ids)
         return [_view(picture, verdict) for picture, verdict in found]
 
 
@@ -143,7 +142,7 @@ def list_masks(
 def usable_ids(session: Session, owner_id: str, subject_id: str) -> list[str]:
     """The ids of the pictures that a training with the subject's settings would use."""
     frame = frame_of(preview_spec(session.get(Subject, (owner_id, subject_id))))
-    return [picture.id for picture, verdict in _judged(session, owner_id, subject_id, frame) if not verdict.faults]
+    return [picture.id for picture, verdict in judge_all(session, owner_id, subject_id, frame) if not verdict.faults]
 
 
 def remove(
@@ -227,16 +226,6 @@ def with_masks(services: Services, owner_id: str, subject_id: str, images: Seque
     ]
 
 
-def belongs_to(owner_id: str, subject_id: str, is_mask: bool = False) -> tuple[sa.ColumnElement[bool], ...]:
-    """The condition of a query for the pictures or masks that a subject has."""
-    return (
-        col(StoredPicture.owner_id) == owner_id,
-        col(StoredPicture.subject_id) == subject_id,
-        col(StoredPicture.is_mask) == is_mask,
-        col(StoredPicture.removed_at).is_(None),
-    )
-
-
 def get_row(
     session: Session, owner_id: str, subject_id: str, picture_id: str, *, gone_too: bool = True
 ) -> StoredPicture:
@@ -247,66 +236,6 @@ def get_row(
     if picture.removed_at is not None and not gone_too:
         raise NotFound(f"picture {picture_id} was removed")
     return picture
-
-
-OLDEST_FIRST = (col(StoredPicture.created_at), col(StoredPicture.id))
-
-
-def _judged(session: Session, owner_id: str, subject_id: str, frame: Frame) -> list[tuple[StoredPicture, Verdict]]:
-    """Each picture with its verdict. Of near-duplicates the first is good, as in the dataset step."""
-    pictures = session.exec(
-        select(StoredPicture).where(*belongs_to(owner_id, subject_id)).order_by(*OLDEST_FIRST)
-    ).all()
-    judged = [(picture, judge(picture.report or StoredReport(), frame, picture.crop)) for picture in pictures]
-    good = [(picture, verdict) for picture, verdict in judged if not verdict.faults and picture.report]
-    for index in near_duplicates([picture.report or StoredReport() for picture, _ in good]):
-        _add_near_duplicate(good[index][1])
-    return judged
-
-
-def _judged_some(
-    session: Session, owner_id: str, subject_id: str, frame: Frame, picture_ids: Collection[str]
-) -> list[tuple[StoredPicture, Verdict]]:
-    """What `_judged` says of these pictures. Of the others, only those that they look like are judged."""
-    texts = (sa.type_coerce(column, sa.String) for column in (col(StoredPicture.report), col(StoredPicture.crop)))
-    query = sa.select(col(StoredPicture.id), *texts).where(*belongs_to(owner_id, subject_id)).order_by(*OLDEST_FIRST)
-    rows = session.execute(query).all()
-    measured = [_Measured(*(json.loads(text) if text else None for text in row[1:])) for row in rows]
-    repeats = Repeats(measured, lambda index: not measured[index].judge(frame).faults)
-    asked = session.exec(select(StoredPicture).where(col(StoredPicture.id).in_(picture_ids)))
-    pictures = {picture.id: picture for picture in asked}
-    judged = []
-    for index, row in enumerate(rows):
-        if (picture := pictures.get(row[0])) is not None:
-            verdict = measured[index].judge(frame)
-            if repeats.first_of(index) is not None:
-                _add_near_duplicate(verdict)
-            judged.append((picture, verdict))
-    return judged
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """The columns of a picture that its verdict depends on, not validated yet: a subject may have two thousand."""
-
-    report: dict[str, Any] | None
-    crop: list[float] | None
-
-    @property
-    def dhash(self) -> str:
-        return str((self.report or {}).get("dhash", ""))
-
-    @property
-    def colours(self) -> str:
-        return str((self.report or {}).get("colours", ""))
-
-    def judge(self, frame: Frame) -> Verdict:
-        return judge(StoredReport.model_validate(self.report or {}), frame, self.crop)
-
-
-def _add_near_duplicate(verdict: Verdict) -> None:
-    verdict.faults.append("near_duplicate")
-    verdict.texts.append(describe_fault("near_duplicate"))
 
 
 def _view(picture: StoredPicture, verdict: Verdict) -> SubjectPicture:

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from core.errors import AnswerRefused, ImprintError, Unreachable
 from jobs import screening
 from jobs.captioning import asking
+from notifications.application import PictureQuestion
 from notifications.tables import TaskCall
 from storage.database import AWAY
 from tasks.app import app
@@ -116,18 +117,18 @@ def forget_results(task_ids: Iterable[str]) -> None:
         _try(lambda task_id=task_id: app.backend.forget(task_id))  # type: ignore[misc]
 
 
-def send_screen_task(name: str, queue: str | None, picture: Mapping[str, Any], back: Sequence[str]) -> None:
+def send_screen_task(name: str, queue: str | None, picture: PictureQuestion, back: Sequence[str]) -> None:
     """Send the application's screening task; its answer comes back to `imprint.screened`. Raises Unreachable."""
     _send_and_call_back("imprint.screened", name, queue, picture, back, screening.ASK_AGAIN_S)
 
 
-def send_caption_task(name: str, queue: str | None, picture: Mapping[str, Any], back: Sequence[str]) -> None:
+def send_caption_task(name: str, queue: str | None, picture: PictureQuestion, back: Sequence[str]) -> None:
     """Send the application's captioning task; its answer comes back to `imprint.captioned`. Raises Unreachable."""
     _send_and_call_back("imprint.captioned", name, queue, picture, back, asking.ASK_AGAIN_S)
 
 
 def _send_and_call_back(
-    ours: str, name: str, queue: str | None, picture: Mapping[str, Any], back: Sequence[str], expires_s: float
+    ours: str, name: str, queue: str | None, picture: PictureQuestion, back: Sequence[str], expires_s: float
 ) -> None:
     """Send an application's task about a picture. Its result is the first argument of our task, before `back`.
 
@@ -135,7 +136,7 @@ def _send_and_call_back(
     """
     link = app.signature(ours, tuple(back), queue="io")
     options: dict[str, Any] = {"link": link, "expires": expires_s} | ({} if queue is None else {"queue": queue})
-    _try(lambda: app.send_task(name, args=[dict(picture)], **options))
+    _try(lambda: app.send_task(name, args=[picture.model_dump(mode="json")], **options))
 
 
 def _context(call: TaskCall) -> Context:

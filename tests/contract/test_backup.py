@@ -2,24 +2,29 @@
 
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from sqlmodel import col
 
 from core.clock import utcnow
 from core.errors import BackupInvalid
 from core.settings import Settings
 from jobs import service
+from jobs.deletion import history, retention
 from jobs.lifecycle import sweeps
 from jobs.owners import accounts
 from jobs.services import Services
+from notifications.messages import WAITING
+from notifications.tables import MESSAGE
 from storage import backup
 from storage.database import Database
 from storage.objects import ObjectStore
 from storage.objects.local import LocalStore
-from storage.tables.jobs import JobEvent, Stage
-from tests.contract.jobs import put_at
+from storage.tables.jobs import Job, JobEvent, Stage
+from tests.contract.jobs import put_at, request
 from tests.servers.postgres import new_database
 from tests.servers.s3 import s3_server
 
@@ -97,6 +102,45 @@ def test_everything_comes_back_on_the_other_database(
     # And the owner's credits can be moved: the ledger's own counts are the restored ones.
     service.cancel(restored, job_id)
     assert accounts.balance(restored, "ada").held == 0
+    assert sweeps.run_audit(restored) == []
+    restored.database.close()
+
+
+def test_what_retention_has_left_comes_back_and_retention_goes_on(
+    services: Services, job_id: str, elsewhere: Database, other_store: ObjectStore, tmp_path: Path
+) -> None:
+    ended = service.submit(services, request(services)).job_id
+    for one in (ended, job_id):
+        service.cancel(services, one)
+    with services.database.writing() as session:
+        session.connection().execute(
+            sa.update(MESSAGE).where(MESSAGE.c.job_id == ended, WAITING).values(sent_at=utcnow())
+        )
+        old = sa.update(Job).where(col(Job.id) == ended)
+        session.connection().execute(old.values(finished_at=utcnow() - timedelta(days=91)))
+    ages = {"history_days": 90, "retention_days": 90}
+    keeping = Services(services.settings.model_copy(update=ages))
+    assert (history.trim(keeping), retention.sweep(keeping)) == (1, 1)
+    keeping.database.close()
+    before = service.get(services, ended)
+    backup.backup(services.database, services.store, tmp_path / "backup")
+    backup.restore(elsewhere, other_store, tmp_path / "backup")
+
+    address = elsewhere.address.render_as_string(False)
+    restored = Services(Settings(_env_file=None, home=tmp_path / "new home", database_url=address, **ages))
+    restored.__dict__["store"] = other_store
+    assert rows(elsewhere) == rows(services.database)
+    assert (service.get(restored, ended), service.events(restored, ended)) == (before, [])
+    assert sweeps.run_audit(restored) == []
+    assert (history.trim(restored), retention.sweep(restored)) == (0, 0)
+    with restored.database.writing() as session:  # the other one ages too
+        later = sa.update(Job).where(col(Job.id) == job_id)
+        session.connection().execute(later.values(finished_at=utcnow() - timedelta(days=91)))
+        session.connection().execute(
+            sa.update(MESSAGE).where(MESSAGE.c.job_id == job_id, WAITING).values(sent_at=utcnow())
+        )
+    assert (history.trim(restored), retention.sweep(restored)) == (1, 1)
+    assert list(other_store.list("originals/")) == []
     assert sweeps.run_audit(restored) == []
     restored.database.close()
 

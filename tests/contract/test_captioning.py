@@ -21,6 +21,7 @@ from jobs.services import Services
 from jobs.stages import stage_runner, steps
 from jobs.subjects import captions as subject_captions
 from jobs.subjects import subject_pictures
+from notifications.application import PictureQuestion
 from notifications.tables import OutboxMessage
 from storage.tables.captions import GeneratedCaption
 from storage.tables.jobs import Job, JobPicture, PictureState
@@ -71,11 +72,11 @@ def answered(services: Services, texts: Mapping[str, Any] | None = None) -> list
         payloads = [message.payload for message in found]
     given: list[dict[str, Any]] = []
 
-    def send(name: str, queue: str | None, picture: Mapping[str, Any], back: Any) -> None:
+    def send(name: str, queue: str | None, picture: PictureQuestion, back: Any) -> None:
         assert (name, queue) == ("shop.caption", "shop")
         given.append(dict(picture))
-        if texts is None or picture["sha256"] in texts:
-            said = {"caption": f"a dog, {picture['sha256'][0]}"} if texts is None else texts[picture["sha256"]]
+        if texts is None or picture.sha256 in texts:
+            said = {"caption": f"a dog, {picture.sha256[0]}"} if texts is None else texts[picture.sha256]
             asking.answer(services, said, *back)
 
     for payload in sorted(payloads, key=lambda one: str(one["sha256"])):

@@ -20,6 +20,7 @@ from jobs.deletion import run as deletions
 from jobs.lifecycle import sweeps
 from jobs.services import Services
 from jobs.stages import stage_runner, steps
+from notifications.application import PictureQuestion
 from notifications.tables import OutboxMessage
 from storage.tables.jobs import Job, JobPicture, PictureState
 from storage.tables.screening import Screening, ScreeningState
@@ -56,10 +57,10 @@ class Sent:
     """The application's tasks that were sent."""
 
     def __init__(self) -> None:
-        self.pictures: list[dict[str, Any]] = []
+        self.pictures: list[PictureQuestion] = []
 
-    def __call__(self, name: str, queue: str | None, picture: Any, back: Any) -> None:
-        assert (name, queue, *back) == ("shop.screen", "shop", picture["sha256"])
+    def __call__(self, name: str, queue: str | None, picture: PictureQuestion, back: Any) -> None:
+        assert (name, queue, *back) == ("shop.screen", "shop", picture.sha256)
         self.pictures.append(picture)
 
 
@@ -90,10 +91,10 @@ def test_a_job_waits_for_its_verdicts_without_a_worker_and_goes_on(screened: Ser
     sent = Sent()
     for sha256 in asked(screened):
         screening.ask(screened, sha256, sent)
-    assert [picture["sha256"] for picture in sent.pictures] == HASHES[:5]
+    assert [picture.sha256 for picture in sent.pictures] == HASHES[:5]
     one = sent.pictures[0]
-    assert (one["owner_id"], one["subject_id"], one["job_id"]) == ("ada", "dog", waiting)
-    assert one["url"].endswith(f"/prepared/{HASHES[0][:2]}/{HASHES[0]}.png")
+    assert (one.owner_id, one.subject_id, one.job_id) == ("ada", "dog", waiting)
+    assert one.url.endswith(f"/prepared/{HASHES[0][:2]}/{HASHES[0]}.png")
     assert not dataset(screened, waiting)
     assert asked(screened) == []  # not twice in a minute
     for sha256 in HASHES[:4]:

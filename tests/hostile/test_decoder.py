@@ -77,6 +77,12 @@ def test_it_prepares_what_the_library_prepares(decoder: Decoder) -> None:
             assert decoder.prepare(data, resolution=128, aspect_buckets=buckets) == pictures.prepare(
                 data, resolution=128, aspect_buckets=buckets
             )
+            assert (
+                decoder.report(data, resolution=128, aspect_buckets=buckets)
+                == pictures.prepare(data, resolution=128, aspect_buckets=buckets, report_only=True).report
+                == pictures.prepare(data, resolution=128, aspect_buckets=buckets).report
+            )
+    assert pictures.prepare(data, resolution=128, report_only=True).png == b""
     assert len(decoder._idle) == 1
 
 

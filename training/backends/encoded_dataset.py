@@ -62,27 +62,14 @@ def encode_dataset(
     sizes = {side: _at(trained, side, spec) for side in spec.data.resolutions}
     conditions = _in_groups(
         {
-            **_captions(spec, trained, has_classes),
-            **{
-                f"{side} {name}": group
-                for side, scaled in sizes.items()
-                for name, group in _captions(spec, scaled, has_classes).items()
-            },
+            **_at_sizes(trained, sizes, lambda examples: _captions(spec, examples, has_classes)),
             "held": held,
             "previews": [replace(canvas, caption=prompt) for prompt in _prompts(spec)],
         },
         lambda wanted: encodings.conditions(family, base, wanted),
     )
     moments = _in_groups(
-        {
-            **_pictures(spec, trained),
-            **{
-                f"{side} {name}": group
-                for side, scaled in sizes.items()
-                for name, group in _pictures(spec, scaled).items()
-            },
-            "held": held,
-        },
+        {**_at_sizes(trained, sizes, lambda examples: _pictures(spec, examples)), "held": held},
         lambda wanted: encodings.moments(family, base, wanted, check),
     )
 
@@ -103,12 +90,29 @@ def encode_dataset(
     preview_prompts = None
     if spec.validation.previews:
         first = moments["trained"][0]
-        side = spec.resolution * first.shape[-2] // trained[0].height
-        *prompts, blank = conditions["previews"]
-        preview_prompts = PreviewPrompts(prompts, blank, (len(first) // 2, side, side), spec.seed)
+        preview_prompts = _preview_prompts(spec, conditions["previews"], first, trained[0].height)
     whole = scale(trained)
     scales = [scale(scaled, f"{side} ") for side, scaled in sizes.items()]
     return EncodedDataset(whole.moments, whole.conditions, whole.extras, validation_set, preview_prompts, scales, notes)
+
+
+def _at_sizes(
+    trained: Sequence[Example],
+    sizes: Mapping[int, Sequence[Example]],
+    groups: Callable[[Sequence[Example]], dict[str, list[Example]]],
+) -> dict[str, list[Example]]:
+    """The groups of the pictures as they are prepared, and those at each size, named `SIDE GROUP`."""
+    scaled = {f"{side} {name}": group for side, at in sizes.items() for name, group in groups(at).items()}
+    return {**groups(trained), **scaled}
+
+
+def _preview_prompts(
+    spec: TrainSpec, conditions: Sequence[Condition], first: torch.Tensor, height: int
+) -> PreviewPrompts:
+    """first: the moments of a picture that is `height` pixels high."""
+    side = spec.resolution * first.shape[-2] // height
+    *prompts, blank = conditions
+    return PreviewPrompts(prompts, blank, (len(first) // 2, side, side), spec.seed)
 
 
 def _at(examples: Sequence[Example], side: int, spec: TrainSpec) -> list[Example]:

@@ -1,4 +1,4 @@
-"""The editor of one picture: the part of it that is trained, and its mask."""
+"""One picture: its preview, its caption, and the editor of its crop and its mask."""
 
 from typing import Annotated
 
@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 
 from core.errors import NotFound
 from jobs.subjects import captions, crops, picture_masks, subject_pictures, subject_settings
+from training.spec import MAX_CAPTION_CHARACTERS
 from web.auth import ServicesDep
 from web.files import picture_response
 from web.pages.render import render, segment
@@ -96,6 +97,35 @@ async def set_mask(
 def unmask(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId, picture_id: PictureId) -> Response:
     picture_masks.remove(services, caller.owner_id, subject_id, picture_id)
     return _to_editor(subject_id, picture_id, "unmasked")
+
+
+@router.get("")
+def preview(services: ServicesDep, caller: PageReaderDep, subject_id: SubjectId, picture_id: PictureId) -> Response:
+    data = subject_pictures.preview(services, caller.owner_id, subject_id, picture_id)
+    return picture_response(data, "preview.jpg")
+
+
+@router.post("/caption")
+def caption(
+    services: ServicesDep,
+    caller: PageTrainerDep,
+    subject_id: SubjectId,
+    picture_id: PictureId,
+    text: Annotated[str, Form(max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")] = "",
+) -> Response:
+    captions.set_all(services, caller.owner_id, subject_id, {picture_id: text})
+    return _to_subject(subject_id, "captioned")
+
+
+@router.post("/remove")
+def remove(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId, picture_id: PictureId) -> Response:
+    removed = subject_pictures.remove(services, caller.owner_id, subject_id, picture_id, services.settings.web_undo_s)
+    undo = f"&undo={removed.id}" if removed and removed.status == "waiting" else ""
+    return _to_subject(subject_id, f"removed{undo}")
+
+
+def _to_subject(subject_id: str, notice: str) -> Response:
+    return RedirectResponse(f"/subjects/{segment(subject_id)}?notice={notice}", 303)
 
 
 def _to_editor(subject_id: str, picture_id: str, notice: str) -> Response:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from fastapi import Depends, Form, Query
 from pydantic import ValidationError
 
 from core.errors import SpecInvalid
@@ -18,8 +19,8 @@ from jobs.view import JobView
 from storage.tables.pictures import Subject
 from training.data.framing import Frame
 from training.families.registry import BASE_MODELS, FAMILIES
-from training.spec import MIN_PICTURES, TrainSpec
-from web.pages.render import count, number
+from training.spec import MIN_PICTURES, CaptionSource, TrainSpec
+from web.pages.texts import count, gettext, ngettext, number
 from web.problems import refusal
 
 _NUMBERS = ("max_steps", "resolution")
@@ -204,13 +205,62 @@ def obstacles(form: TrainForm, good: list[str], quote: Quote | None, where: str 
     reasons = []
     if where == "nowhere":
         title = BASE_MODELS[form.base_model].title
-        reasons.append(f"No worker of this service has {title}: choose another base model, or ask the operator.")
+        nowhere = gettext("No worker of this service has %(base)s: choose another base model, or ask the operator.")
+        reasons.append(nowhere % {"base": title})
     if len(good) < form.needed:
-        reasons.append(f"A training needs {form.needed} good pictures; there {_are(len(good))}.")
+        few = gettext("A training needs %(needed)s good pictures; %(there)s.")
+        reasons.append(few % {"needed": form.needed, "there": _there(len(good))})
     if quote is not None and quote.available < quote.credits:
-        reasons.append(f"It costs {count(quote.credits, 'credit')}; you have {number(quote.available)}.")
+        dear = gettext("It costs %(credits)s; you have %(available)s.")
+        reasons.append(dear % {"credits": count(quote.credits, "credit"), "available": number(quote.available)})
     return reasons
 
 
-def _are(good: int) -> str:
-    return {0: "are none yet", 1: "is 1"}.get(good, f"are {good}")
+def _there(good: int) -> str:
+    if not good:
+        return gettext("there are none yet")
+    return ngettext("there is %(number)s", "there are %(number)s", good).replace("%(number)s", number(good))
+
+
+def typed_form(
+    trigger_word: Annotated[str | None, Query(max_length=500)] = None,
+    class_word: Annotated[str | None, Query(max_length=500)] = None,
+    base_model: Annotated[str | None, Query(max_length=300)] = None,
+    max_steps: Annotated[str | None, Query(max_length=20)] = None,
+    resolution: Annotated[str | None, Query(max_length=20)] = None,
+) -> dict[str, str | None]:
+    """A dependency: the fields of the form in the page's address. None: not given."""
+    return {
+        "trigger_word": trigger_word,
+        "class_word": class_word,
+        "base_model": base_model,
+        "max_steps": max_steps,
+        "resolution": resolution,
+    }
+
+
+TypedForm = Annotated[dict[str, str | None], Depends(typed_form)]
+
+
+def sent_form(
+    like: Annotated[str, Form(max_length=100, pattern=r"^[a-z0-9_]*$")] = "",
+    trigger_word: Annotated[str, Form(max_length=500)] = "",
+    class_word: Annotated[str, Form(max_length=500)] = "",
+    base_model: Annotated[str, Form(max_length=300)] = "",
+    max_steps: Annotated[str, Form(max_length=20)] = "",
+    resolution: Annotated[str, Form(max_length=20)] = "",
+    captions: Annotated[CaptionSource | Literal[""], Form()] = "",
+) -> dict[str, str]:
+    """A dependency: the fields of the form. An empty field is one that was emptied."""
+    return {
+        "like": like,
+        "trigger_word": trigger_word,
+        "class_word": class_word,
+        "base_model": base_model,
+        "max_steps": max_steps,
+        "resolution": resolution,
+        "captions": captions,
+    }
+
+
+SentForm = Annotated[dict[str, str], Depends(sent_form)]

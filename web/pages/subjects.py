@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Annotated, Literal
 from uuid import uuid4
 
-from fastapi import APIRouter, Depends, Form, Query, Request, Response
+from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from core.errors import IllegalMove, KeyReused, SpecInvalid
@@ -15,20 +15,21 @@ from jobs.deletion.requests import DeletionView
 from jobs.owners import accounts
 from jobs.requests.envelope import subject_name
 from jobs.services import Services
-from jobs.subjects import captions, subject_notes, subject_pictures, subject_settings
+from jobs.subjects import subject_notes, subject_settings
 from jobs.view import JobView
 from storage.tables.jobs import ACTIVE, Status
 from storage.tables.pictures import Subject
 from training.spec import MAX_CAPTION_CHARACTERS, CaptionSource
 from web.auth import ServicesDep
-from web.files import picture_response
 from web.pages import subject_form
 from web.pages.question import ask_before_second
-from web.pages.render import count, number, render, segment
+from web.pages.render import render, segment
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
-from web.pages.subject_form import PLAIN, TrainForm
-from web.parameters import FormKey, PictureId, SubjectId, page_key
-from web.uploads import max_upload_bytes, store_uploads
+from web.pages.subject_form import PLAIN, SentForm, TrainForm, TypedForm
+from web.pages.texts import count, gettext, number
+from web.parameters import FormKey, SubjectId, page_key
+from web.partial_files import PIECE_BYTES, FileOfPieces
+from web.uploads import max_upload_bytes, store_piece, store_uploads
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
@@ -66,24 +67,14 @@ def subject(
     services: ServicesDep,
     caller: PageReaderDep,
     subject_id: SubjectId,
+    typed: TypedForm,
     like: Annotated[str, Query(max_length=100, pattern=r"^[a-z0-9_]*$")] = "",
-    trigger_word: Annotated[str | None, Query(max_length=500)] = None,
-    class_word: Annotated[str | None, Query(max_length=500)] = None,
-    base_model: Annotated[str | None, Query(max_length=300)] = None,
-    max_steps: Annotated[str | None, Query(max_length=20)] = None,
-    resolution: Annotated[str | None, Query(max_length=20)] = None,
 ) -> Response:
     owner_id = caller.owner_id
     kept = subject_settings.get(services, owner_id, subject_id)
     trainings = service.jobs(services, owner_id=owner_id, subject_id=subject_id, limit=_MAX_TRAININGS + 1)
     saved = TrainForm.of_subject(kept)
-    form = _prefilled(services, kept, like, trainings).typed(
-        trigger_word=trigger_word,
-        class_word=class_word,
-        base_model=base_model,
-        max_steps=max_steps,
-        resolution=resolution,
-    )
+    form = _prefilled(services, kept, like, trainings).typed(**typed)
     pictures = subject_form.list_pictures(services, kept, form)
     good = subject_form.good_ids(services, pictures)
     quote, faults = subject_form.quoted(services, owner_id, form, good)
@@ -99,6 +90,7 @@ def subject(
         most_characters=MAX_CAPTION_CHARACTERS,
         most_bytes=services.settings.max_picture_bytes,
         most_upload_bytes=max_upload_bytes(services.settings),
+        piece_bytes=PIECE_BYTES,
         notes=subject_notes.get(services, owner_id, subject_id),
         bases=subject_form.bases(services, owner_id, form, good),
         chosen=form,
@@ -144,34 +136,10 @@ def _prefilled(services: Services, kept: Subject, like: str, trainings: Sequence
 
 
 def _not_set_up(kept: Subject) -> list[str]:
-    return [] if kept.base_model else ["Save a base model first."]
+    return [] if kept.base_model else [gettext("Save a base model first.")]
 
 
 # ---- forms ----------------------------------------------------------------------------------------------------
-
-
-def sent_form(
-    like: Annotated[str, Form(max_length=100, pattern=r"^[a-z0-9_]*$")] = "",
-    trigger_word: Annotated[str, Form(max_length=500)] = "",
-    class_word: Annotated[str, Form(max_length=500)] = "",
-    base_model: Annotated[str, Form(max_length=300)] = "",
-    max_steps: Annotated[str, Form(max_length=20)] = "",
-    resolution: Annotated[str, Form(max_length=20)] = "",
-    captions: Annotated[CaptionSource | Literal[""], Form()] = "",
-) -> dict[str, str]:
-    """A dependency: the fields of the form. An empty field is one that was emptied."""
-    return {
-        "like": like,
-        "trigger_word": trigger_word,
-        "class_word": class_word,
-        "base_model": base_model,
-        "max_steps": max_steps,
-        "resolution": resolution,
-        "captions": captions,
-    }
-
-
-SentForm = Annotated[dict[str, str], Depends(sent_form)]
 
 
 def _form_of(services: Services, kept: Subject, sent: dict[str, str]) -> TrainForm:
@@ -216,7 +184,7 @@ def start(
     """Save the settings and start a training, unless it costs more than the page has shown."""
     owner_id = caller.owner_id
     if not sent["trigger_word"].strip():
-        raise SpecInvalid.of({"trigger_word": "Enter a trigger word."})
+        raise SpecInvalid.of({"trigger_word": gettext("Enter a trigger word.")})
     kept = subject_settings.get(services, owner_id, subject_id)
     form = _form_of(services, kept, sent)
     good = subject_form.good_ids(services, subject_form.list_pictures(services, kept, form))
@@ -228,11 +196,7 @@ def start(
         if started:
             return _started(started)  # the form was sent before, and its training took the credits
         raise IllegalMove(" ".join(obstacles))
-    if quote.credits > credits_shown:
-        raise IllegalMove(
-            f"The training now costs {count(quote.credits, 'credit')} instead of {number(credits_shown)}, because the "
-            "pictures or settings have changed. Reload the page, check the price, and start again."
-        )
+    _check_price(quote.credits, credits_shown)
 
     def ask(key: str | None = None) -> Response | None:
         action, fields = (
@@ -255,12 +219,22 @@ def start(
     return _started(view.job_id)
 
 
+def _check_price(price: int, shown: int) -> None:
+    """Raises IllegalMove if the training costs more than the page has shown."""
+    if price > shown:
+        dearer = gettext(
+            "The training now costs %(credits)s instead of %(shown)s, because the pictures or settings have changed. "
+            "Reload the page, check the price, and start again."
+        )
+        raise IllegalMove(dearer % {"credits": count(price, "credit"), "shown": number(shown)})
+
+
 def _caption_sources(services: Services) -> list[tuple[CaptionSource, str]]:
     """What the owner can choose for captions, in words."""
-    sources: list[tuple[CaptionSource, str]] = [("given", "Mine, where I wrote some")]
+    sources: list[tuple[CaptionSource, str]] = [("given", gettext("Mine, where I wrote some"))]
     if services.settings.captioner or services.settings.caption_task:
-        sources.append(("auto", "Write those that are missing"))
-    return [*sources, ("template", "The same for all pictures")]
+        sources.append(("auto", gettext("Write those that are missing")))
+    return [*sources, ("template", gettext("The same for all pictures"))]
 
 
 def _started(job_id: str) -> Response:
@@ -276,6 +250,25 @@ async def upload(request: Request, services: ServicesDep, caller: PageTrainerDep
     return _redirect(subject_id, "some" if stored.refused else "uploaded")
 
 
+@router.post("/subjects/{id}/uploads")
+async def upload_piece(
+    request: Request,
+    services: ServicesDep,
+    caller: PageTrainerDep,
+    subject_id: SubjectId,
+    name: Annotated[str, Query(min_length=1, max_length=400)],
+    size: Annotated[int, Query(ge=1, le=2**53)],
+    modified: Annotated[int, Query(ge=0, le=2**53)] = 0,
+    offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
+) -> Response:
+    """Add the body to a large file at `offset`. The answer says how far the file is: an empty body only asks."""
+    file = FileOfPieces(subject_id, name, size, modified)
+    stored = await store_piece(request, services, caller, subject_id, file, offset)
+    if isinstance(stored, int):
+        return JSONResponse({"offset": stored})
+    return JSONResponse(stored.model_dump(mode="json", by_alias=True), 201)
+
+
 @router.post("/subjects/{id}/delete")
 def delete(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId) -> Response:
     deletion = requests.delete_subject(services, caller.owner_id, subject_id, services.settings.web_undo_s)
@@ -284,34 +277,10 @@ def delete(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId)
     return _redirect(subject_id, "deleting")
 
 
-@router.get("/subjects/{id}/images/{imageId}")
-def picture(services: ServicesDep, caller: PageReaderDep, subject_id: SubjectId, picture_id: PictureId) -> Response:
-    data = subject_pictures.preview(services, caller.owner_id, subject_id, picture_id)
-    return picture_response(data, "preview.jpg")
-
-
-@router.post("/subjects/{id}/images/{imageId}/caption")
-def caption(
-    services: ServicesDep,
-    caller: PageTrainerDep,
-    subject_id: SubjectId,
-    picture_id: PictureId,
-    text: Annotated[str, Form(max_length=MAX_CAPTION_CHARACTERS, pattern=r"^[^\x00]*$")] = "",
-) -> Response:
-    captions.set_all(services, caller.owner_id, subject_id, {picture_id: text})
-    return _redirect(subject_id, "captioned")
-
-
 @router.post("/subjects/{id}/notes/dismiss")
 def dismiss_notes(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId) -> Response:
     subject_notes.dismiss(services, caller.owner_id, subject_id)
     return _redirect(subject_id)
-
-
-@router.post("/subjects/{id}/images/{imageId}/remove")
-def remove(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId, picture_id: PictureId) -> Response:
-    removed = subject_pictures.remove(services, caller.owner_id, subject_id, picture_id, services.settings.web_undo_s)
-    return _redirect(subject_id, f"removed&undo={removed.id}" if removed and removed.status == "waiting" else "removed")
 
 
 def _redirect(subject_id: str, notice: str = "") -> Response:

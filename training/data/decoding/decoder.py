@@ -131,6 +131,12 @@ class Decoder:
                 raise MaskInvalid(f"its mask cannot be used: {error.message}") from error
         return with_mask(made, shown)
 
+    def report(self, data: bytes, *, resolution: int, aspect_buckets: bool = False) -> PictureReport:
+        """The report of `prepare` without the picture. Raises as `prepare`."""
+        asked = {"resolution": resolution, "aspect_buckets": aspect_buckets, "masked": False, "report_only": True}
+        with self._turns.hold(""):
+            return self._decoded(asked, data).report
+
     def _decoded(self, asked: dict[str, Any], data: bytes) -> PreparedImage:
         """Decode one file in a child. Raises ImageInvalid and WorkerLost."""
         if len(data) > self._max_bytes:
@@ -277,9 +283,13 @@ def _checked(answer: dict[str, Any], png: bytes, asked: dict[str, Any]) -> Prepa
     )
     if not is_asked:
         raise decoder_protocol.ProtocolError("the picture has another size")
+    if report.format not in FORMATS:
+        raise decoder_protocol.ProtocolError("the format is not one that is accepted")
+    if "report_only" in asked and png:
+        raise decoder_protocol.ProtocolError("there is a picture, but only a report was requested")
     size = _PNG_SIGNATURE + width.to_bytes(4, "big") + height.to_bytes(4, "big")
     colours = (2, 6) if asked["masked"] else (2,)  # RGB, RGBA
     headers = tuple(size + bytes((8, colour, 0, 0, 0)) for colour in colours)
-    if not png.startswith(headers) or report.format not in FORMATS:
+    if "report_only" not in asked and not png.startswith(headers):
         raise decoder_protocol.ProtocolError("the picture is not a PNG as requested")
     return PreparedImage(png, width, height, sha256(png).hexdigest(), PictureReport(**report.model_dump()))

@@ -59,6 +59,6 @@ def _measure(decoder: Decoder, frame: Frame, picture: FolderPicture) -> PictureR
     """The report on a picture, or why it cannot be read."""
     try:
         data = picture.path.read_bytes()
-        return decoder.prepare(data, resolution=frame.resolution, aspect_buckets=frame.aspect_buckets).report
+        return decoder.report(data, resolution=frame.resolution, aspect_buckets=frame.aspect_buckets)
     except (ImageInvalid, OSError) as error:
         return str(error)

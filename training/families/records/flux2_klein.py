@@ -4,17 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from training.families.record import (
-    AiToolkit,
-    BaseModel,
-    Drawing,
-    Family,
-    LoraNames,
-    Naming,
-    Price,
-    SingleFile,
-    Sizes,
-)
+from training.families.record import AiToolkit, BaseModel, Drawing, Family, LoraNames, Naming, Price, SingleFile, Sizes
 from training.families.records.encoder_configs import QWEN3_4B, QWEN3_8B, autoencoder
 from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
 from training.families.weights import checkpoint_names
@@ -105,6 +95,73 @@ def _is_file(doubles: range, singles: int) -> Callable[[Mapping[str, str]], bool
     return is_file
 
 
+def _lora_names(size: str, width: int, doubles: int, singles: int) -> LoraNames:
+    name = f"flux2-klein-{size.lower()}"
+    return LoraNames(
+        naming=Naming("transformer.", ".lora_A.weight", ".lora_B.weight", False, re.compile(_ALL), "BF16", alpha=False),
+        form="peft",
+        readers="training.lora.flux2_readers",
+        is_of=_is_of(width, doubles, singles),
+        example={
+            "single_transformer_blocks.0.attn.to_qkv_mlp_proj": width,
+            **{f"transformer_blocks.0.attn.to_{part}": width for part in ("q", "k", "v", "out.0")},
+        },
+        modules=_MODULES,
+        original=_ORIGINAL,
+        words=_WORDS,
+        declared=(
+            name,
+            f"flux2_klein_{size.lower()}",
+            f"flux-2-klein-{size.lower()}",
+            f"klein-base-{size.lower()}",
+        ),
+        kind="FLUX.2",
+        is_fused=True,
+        architecture=f"{name}/lora",
+        version=f"flux2_klein_{size.lower()}",
+    )
+
+
+def _configs(encoder: Mapping[str, Any], heads: int, doubles: int, singles: int) -> dict[str, Mapping[str, Any]]:
+    return {
+        "transformer": {
+            "num_layers": doubles,
+            "num_single_layers": singles,
+            "num_attention_heads": heads,
+            "joint_attention_dim": 3 * int(encoder["hidden_size"]),
+            "guidance_embeds": False,
+        },
+        "vae": autoencoder(32),
+        "text_encoder": dict(encoder),
+        "scheduler": {
+            "num_train_timesteps": 1000,
+            "shift": 3.0,
+            "use_dynamic_shifting": True,
+            "base_shift": 0.5,
+            "max_shift": 1.15,
+            "base_image_seq_len": 256,
+            "max_image_seq_len": 4096,
+        },
+    }
+
+
+def _toolkit(size: str, billions: tuple[float, float]) -> AiToolkit:
+    return AiToolkit(
+        arch=f"flux2_klein_{size.lower()}",
+        precision="bf16",
+        prediction="flow",
+        version=f"flux2_klein_{size.lower()}",
+        model=QUANTISED | {"low_vram": True, "model_kwargs": {"match_target_res": False}},
+        train=FLOW | {"timestep_type": "weighted"},
+        sample=FLOW_SAMPLE,
+        layers={
+            "attention": ("img_attn", "txt_attn", "linear1", "linear2"),
+            "all": ("double_blocks", "single_blocks"),
+        },
+        billions=billions,
+    )
+
+
 def _klein(
     size: str, encoder: Mapping[str, Any], width: int, doubles: int, singles: int, fewest: int,
     billions: tuple[float, float], **more: Any,
@@ -116,31 +173,7 @@ def _klein(
         recipe={"rank": 32, "alpha": 32.0, "learning_rate": 1e-4, "resolution": 1024, "epochs": 100},
         drawing=Drawing(50, 4.0, 1024),
         previews=(28, 4.0),
-        lora=LoraNames(
-            naming=Naming(
-                "transformer.", ".lora_A.weight", ".lora_B.weight", False, re.compile(_ALL), "BF16", alpha=False
-            ),
-            form="peft",
-            readers="training.lora.flux2_readers",
-            is_of=_is_of(width, doubles, singles),
-            example={
-                "single_transformer_blocks.0.attn.to_qkv_mlp_proj": width,
-                **{f"transformer_blocks.0.attn.to_{part}": width for part in ("q", "k", "v", "out.0")},
-            },
-            modules=_MODULES,
-            original=_ORIGINAL,
-            words=_WORDS,
-            declared=(
-                name,
-                f"flux2_klein_{size.lower()}",
-                f"flux-2-klein-{size.lower()}",
-                f"klein-base-{size.lower()}",
-            ),
-            kind="FLUX.2",
-            is_fused=True,
-            architecture=f"{name}/lora",
-            version=f"flux2_klein_{size.lower()}",
-        ),
+        lora=_lora_names(size, width, doubles, singles),
         classes={
             "transformer": "diffusers.Flux2Transformer2DModel",
             "vae": "diffusers.AutoencoderKLFlux2",
@@ -149,26 +182,7 @@ def _klein(
             "scheduler": "diffusers.FlowMatchEulerDiscreteScheduler",
         },
         pipeline="Flux2KleinPipeline",
-        configs={
-            "transformer": {
-                "num_layers": doubles,
-                "num_single_layers": singles,
-                "num_attention_heads": heads,
-                "joint_attention_dim": 3 * int(encoder["hidden_size"]),
-                "guidance_embeds": False,
-            },
-            "vae": autoencoder(32),
-            "text_encoder": dict(encoder),
-            "scheduler": {
-                "num_train_timesteps": 1000,
-                "shift": 3.0,
-                "use_dynamic_shifting": True,
-                "base_shift": 0.5,
-                "max_shift": 1.15,
-                "base_image_seq_len": 256,
-                "max_image_seq_len": 4096,
-            },
-        },
+        configs=_configs(encoder, heads, doubles, singles),
         home=f"black-forest-labs/FLUX.2-klein-base-{size}",
         code="training.families.flux2_klein",
         targets={"attention": _ATTENTION, "all": _ALL},
@@ -184,20 +198,7 @@ def _klein(
             sources={"transformer": checkpoint_names.flux2},
             is_of=_is_file(range(fewest, doubles + 1), singles),
         ),
-        toolkit=AiToolkit(
-            arch=f"flux2_klein_{size.lower()}",
-            precision="bf16",
-            prediction="flow",
-            version=f"flux2_klein_{size.lower()}",
-            model=QUANTISED | {"low_vram": True, "model_kwargs": {"match_target_res": False}},
-            train=FLOW | {"timestep_type": "weighted"},
-            sample=FLOW_SAMPLE,
-            layers={
-                "attention": ("img_attn", "txt_attn", "linear1", "linear2"),
-                "all": ("double_blocks", "single_blocks"),
-            },
-            billions=billions,
-        ),
+        toolkit=_toolkit(size, billions),
         refused={
             "adapter.dora": "no program reads a DoRA of FLUX.2",
             "objective.noise_offset": "the patches of FLUX.2 have no channel that is the brightness",

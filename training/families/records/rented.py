@@ -35,8 +35,6 @@ def _rented(
     """
     drawn = FLOW_SAMPLE | {"width": side, "height": side} | dict(sample or {})
     size = billions[0] if billions is not None else 8.0
-    form = "peft" if prefix == "transformer." else "comfyui"
-    names = re.compile(rf"(?:{'|'.join(map(re.escape, blocks))})\.\d+\.[\w.]+")
     return Family(
         name=name,
         title=title,
@@ -47,20 +45,7 @@ def _rented(
         seconds_per_step=round(0.2 + 0.2 * size, 1),
         drawing=Drawing(drawn["sample_steps"], drawn["guidance_scale"], side),
         previews=(drawn["sample_steps"], drawn["guidance_scale"]),
-        lora=LoraNames(
-            naming=Naming(prefix, ".lora_A.weight", ".lora_B.weight", False, names, "BF16", alpha=False),
-            form=form,  # type: ignore[arg-type]
-            readers="",
-            is_of=lambda _: False,  # only its metadata tells
-            example={f"{block}.0.{layer}": 64 for block in blocks for layer in ("attn.to_q", "attn.to_k")},
-            kind=title,
-            refused={
-                other: f"{title} is trained on ai-toolkit, whose names its programs read: leave the file as it is"
-                for other in ("kohya", "peft", "comfyui") if other != form
-            },
-            architecture=f"{name}/lora",
-            version=name.replace("-", "_"),
-        ),
+        lora=_lora_names(name, title, blocks, prefix),
         caption_tokens=512,
         shares_steps=False,
         toolkit=AiToolkit(
@@ -80,6 +65,26 @@ def _rented(
         ),
         refused={"adapter.targets": "ai-toolkit trains all linear layers of its blocks"},
     )  # fmt: skip
+
+
+def _lora_names(name: str, title: str, blocks: tuple[str, ...], prefix: str) -> LoraNames:
+    form = "peft" if prefix == "transformer." else "comfyui"
+    names = re.compile(rf"(?:{'|'.join(map(re.escape, blocks))})\.\d+\.[\w.]+")
+    return LoraNames(
+        naming=Naming(prefix, ".lora_A.weight", ".lora_B.weight", False, names, "BF16", alpha=False),
+        form=form,  # type: ignore[arg-type]
+        readers="",
+        is_of=lambda _: False,  # only its metadata tells
+        example={f"{block}.0.{layer}": 64 for block in blocks for layer in ("attn.to_q", "attn.to_k")},
+        kind=title,
+        refused={
+            other: f"{title} is trained on ai-toolkit, whose names its programs read: leave the file as it is"
+            for other in ("kohya", "peft", "comfyui")
+            if other != form
+        },
+        architecture=f"{name}/lora",
+        version=name.replace("-", "_"),
+    )
 
 
 FAMILIES = (
