@@ -66,8 +66,8 @@ faults-callbacks: setup  ## two hundred trainings with callbacks while processes
 soak: setup  ## 5,000 jobs through the whole stack, and what grows with them, as JSON; SOAK_JOBS=300 for less
 	@$(BIN)/python -m benchmarks.soak --jobs $(SOAK_JOBS) --bases $(SOAK_BASES)
 
-screenshots: setup  ## every page, three sizes, two themes, with an index; PAGE=samples for one
-	@$(BIN)/python -m tools.screenshots --only "$(PAGE)"
+screenshots: setup  ## every page, three sizes, two themes, with an index; PAGE=samples for one, LANGUAGE=de
+	@$(BIN)/python -m tools.screenshots --only "$(PAGE)" --language "$(or $(LANGUAGE),en)"
 
 bench-web: setup  ## HTTP API with 200 event streams and 50 requests a second, as JSON
 	@$(BIN)/python -m benchmarks.web

@@ -232,12 +232,14 @@ def served(world: World) -> Iterator[str]:
         thread.join()
 
 
-def shoot(browser: Browser, base: str, token: str, addresses: dict[str, str], out: Path, only: str) -> None:
+def shoot(
+    browser: Browser, base: str, token: str, addresses: dict[str, str], out: Path, only: str, language: str
+) -> None:
     """Each page at each size and in each theme."""
     for size, (width, height) in SIZES.items():
         for scheme in ("light", "dark"):
             viewport: Any = {"width": width, "height": height}
-            context = browser.new_context(base_url=base, viewport=viewport, color_scheme=scheme)  # type: ignore[arg-type]
+            context = browser.new_context(base_url=base, viewport=viewport, color_scheme=scheme, locale=language)  # type: ignore[arg-type]
             page = context.new_page()
             if token:
                 sign_in(page, token)
@@ -252,8 +254,8 @@ def shoot(browser: Browser, base: str, token: str, addresses: dict[str, str], ou
 def sign_in(page: Page, token: str) -> None:
     """Sign in with a token."""
     page.goto("/sign-in")
-    page.get_by_label("API token").fill(token)
-    page.get_by_role("button", name="Sign in").click()
+    page.locator("#token").fill(token)
+    page.locator("#sign-in").click()
     page.wait_for_url(lambda url: "/sign-in" not in url)
 
 
@@ -278,6 +280,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "test-output" / "screenshots")
     parser.add_argument("--only", default="", help="only pages with this in their names")
+    parser.add_argument("--language", default="en", help="the language of the browser")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="imprint-") as home:
@@ -286,7 +289,7 @@ def main() -> None:
         with served(world) as base, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, chromium_sandbox=False)
             for token, addresses in found.items():
-                shoot(browser, base, token, addresses, asked.out, asked.only)
+                shoot(browser, base, token, addresses, asked.out, asked.only, asked.language)
             browser.close()
         world.services.database.close()
         world.services.decoder.close()

@@ -13,13 +13,14 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from core.errors import FailureCode, IllegalMove, ImageInvalid, SpecInvalid
+from core.errors import FailureCode, IllegalMove, ImageInvalid, ImprintError, SpecInvalid
 from core.settings import Settings
 from jobs.services import Services
 from jobs.subjects import image_fetches, picture_uploads, subject_pictures
 from jobs.subjects.image_fetches import FetchProgress
 from web.auth import Caller
 from web.models.pictures import ImageAddresses, RefusedImage, StoredImages, image_of
+from web.partial_files import FileOfPieces, PartialFiles
 from web.problems import RequestRefused
 from web.server.limits import OpenLimit
 
@@ -39,11 +40,12 @@ class Uploads:
     """The limits of uploads on this process, and the threads that store their pictures."""
 
     def __init__(self, settings: Settings) -> None:
-        self._max_bytes = max_upload_bytes(settings)
+        self._max_bytes = self.max_file_bytes = max_upload_bytes(settings)
         self._count = OpenLimit("uploads", settings.uploads_per_caller, settings.uploads_max)
         # One upload of the largest size must be possible, whatever the setting.
         in_all = max(settings.upload_bytes_max, self._max_bytes)
         self._bytes = OpenLimit("bytes of uploads", max(in_all // 2, self._max_bytes), in_all)
+        self.partial_files = PartialFiles(settings, in_all)
         # Not the pool of the handlers. A picture takes seconds, and each upload asks for its next one in turn.
         self.threads = anyio.CapacityLimiter(settings.io_concurrency)
         # Each archive may need twice the space of the largest upload in the temporary folder.
@@ -87,6 +89,33 @@ async def store_uploads(
             if error.detail.startswith("Too many files"):
                 raise RequestRefused("bad_request", _TOO_MANY, faults={"files": _TOO_MANY}) from None
             raise
+
+
+async def store_piece(
+    request: Request, services: Services, caller: Caller, subject_id: str, file: FileOfPieces, offset: int
+) -> StoredImages | int:
+    """Add a piece to a file; returns how much of it there is, or what was stored once it is whole.
+
+    Raises RequestRefused and SpecInvalid as `store_uploads` does.
+    """
+    uploads: Uploads = request.app.state.uploads
+    if file.size > uploads.max_file_bytes:
+        raise RequestRefused("too_large", f"a file may have at most {uploads.max_file_bytes} bytes")
+    partial_files, whose = uploads.partial_files, caller.key
+    with uploads.hold(request, caller):
+        piece = await request.body()
+        there = await run_sync(partial_files.append, whose, file, offset, piece, limiter=uploads.threads)
+        if there < file.size:
+            return there
+        try:
+            with partial_files.path(whose, file).open("rb") as whole:
+                part = UploadFile(whole, filename=file.name)
+                stored = await _store(request, services, caller.owner_id, subject_id, [part], False)
+        except (RequestRefused, ImprintError):
+            partial_files.delete(whose, file)
+            raise
+        partial_files.delete(whose, file)
+        return stored
 
 
 async def fetch_addresses(

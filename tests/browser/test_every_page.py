@@ -50,12 +50,17 @@ def test_the_book_has_every_page(world: World) -> None:
 
 
 def test_axe_finds_nothing(world: World, browser: Browser) -> None:
-    """On a desktop in the light and on a phone in the dark."""
+    """On a desktop in the light, and on a phone in the dark and in German, whose words are longer."""
     found, wide = [], []
     with served(world) as base:
-        for size, scheme in ((DESKTOP, "light"), (PHONE, "dark")):
+        for size, scheme, locale in ((DESKTOP, "light", "en"), (PHONE, "dark", "de")):
             for token, by_name in pages(world).items():
-                context = browser.new_context(base_url=base, viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+                context = browser.new_context(
+                    base_url=base,
+                    viewport=size,
+                    color_scheme=scheme,
+                    locale=locale,  # type: ignore[arg-type]
+                )
                 page = context.new_page()
                 if token:
                     sign_in(page, token)

@@ -1,6 +1,8 @@
 """The page when something comes between: lost connections, an ended session, Back, a second tab, Enter in a field."""
 
+import os
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from jobs.subjects import subject_pictures, subject_settings
 from tests.browser.conftest import PHONE, WAIT_MS, Visitor, check_accessible
 from tests.browser.test_page import LONG, begin, equip, id_of
 from tests.site import drawing
+from web.partial_files import PIECE_BYTES
 
 pytestmark = pytest.mark.timeout(900)
 expect.set_options(timeout=WAIT_MS)
@@ -72,6 +75,44 @@ def test_uploads_survive_dropped_connections(visitor: Visitor, shoot: Shoot, tmp
     page.unroute("**/subjects/mascot/images")
     page.get_by_role("button", name="Retry all 2").click()
     expect(page.locator("#pictures-head")).to_contain_text("16 good")
+    visitor.errors[:] = [one for one in visitor.errors if "ERR_CONNECTION_RESET" not in one]
+
+
+def test_a_large_file_goes_on_after_a_lost_connection_and_a_reload(visitor: Visitor, tmp_path: Path) -> None:
+    """No piece that has arrived is sent again."""
+    archive = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as out:
+        for number in range(3):
+            name = f"{number}.png"
+            out.write(drawing(tmp_path / name, number, 512), name)
+        out.writestr("notes.bin", os.urandom(2 * PIECE_BYTES))
+    page = visitor.open()
+    visitor.sign_in(page, "lars")
+    page.goto("/subjects/mascot")
+    offsets: list[tuple[int, int]] = []
+
+    def lose_all_after(pieces: int) -> Callable[[Route], None]:
+        def lose(route: Route) -> None:
+            size = len(route.request.post_data_buffer or b"")
+            if size and sum(size > 0 for _, size in offsets) >= pieces:
+                route.abort("connectionreset")
+                return
+            offsets.append((int(re.search(r"offset=(\d+)", route.request.url)[1]), size))  # type: ignore[index]
+            route.continue_()
+
+        return lose
+
+    page.route("**/subjects/mascot/uploads?*", lose_all_after(1))
+    page.locator("#files").set_input_files(archive)
+    expect(page.locator("#uploads")).to_contain_text("Trying again")
+    page.unroute("**/subjects/mascot/uploads?*")
+    page.reload()
+    page.route("**/subjects/mascot/uploads?*", lose_all_after(9))
+    page.locator("#files").set_input_files(archive)
+    expect(page.locator("#pictures-head")).to_contain_text("3 good")
+    sent = [(offset, size) for offset, size in offsets if size]
+    assert [offset for offset, _ in sent] == [0, PIECE_BYTES, 2 * PIECE_BYTES]
+    assert sum(size for _, size in sent) == archive.stat().st_size
     visitor.errors[:] = [one for one in visitor.errors if "ERR_CONNECTION_RESET" not in one]
 
 

@@ -15,6 +15,7 @@ from jobs.services import Services
 from notifications.preferences import EVENTS
 from web.auth import Caller, ServicesDep
 from web.pages import session as sessions
+from web.pages import texts
 from web.pages.render import STATIC, render, segment
 from web.pages.session import (
     COOKIE,
@@ -32,8 +33,9 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False, default_respo
 
 _PAGE = 25  # entries
 LinkSecret = Annotated[str, Path(min_length=20, max_length=60, pattern=r"^[A-Za-z0-9_-]+$")]
-_EVENT_TEXTS = {
+EVENT_TEXTS = {
     "training.processing": "A training begins",
+    "training.review": "Captions wait for a review",
     "training.completed": "A training is ready",
     "training.failed": "A training failed",
     "training.cancelled": "A training was cancelled",
@@ -41,8 +43,23 @@ _EVENT_TEXTS = {
     "training.refused": "A request by message was refused",
     "credits.low": "Few credits are left",
 }
-_EVENTS = {event: _EVENT_TEXTS.get(event, event) for event in EVENTS}
+_EVENTS = {event: EVENT_TEXTS.get(event, event) for event in EVENTS}
 _KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+@router.post("/language")
+def choose_language(
+    request: Request, chosen: Annotated[str, Form(alias="language", max_length=10)] = "",
+    back: Annotated[str, Form(alias="next", max_length=500)] = "/",
+) -> Response:  # fmt: skip
+    """Keep the language of this browser; an empty one is the browser's own."""
+    check_origin(request)
+    answer = RedirectResponse(safe_path(back), 303)
+    if chosen in texts.LANGUAGES:
+        answer.set_cookie(texts.COOKIE, chosen, max_age=365 * 86400, httponly=True, samesite="strict")
+    else:
+        answer.delete_cookie(texts.COOKIE)
+    return answer
 
 
 # ---- sign-in and sign-out --------------------------------------------------------------------------------------

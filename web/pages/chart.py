@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from math import ceil, floor, log10, sqrt
 from statistics import fmean, variance
 
+from web.pages.texts import gettext
+
 WIDTH, HEIGHT = 640, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 28, 12, 32
 _MOST_POINTS = 300  # more cannot be distinguished at this width
@@ -108,7 +110,7 @@ def _round_step(wanted: float) -> float:
     return next(power * times for times in (1, 2, 5, 10) if power * times >= wanted * 0.999)
 
 
-_CANNOT_TELL = (
+CANNOT_TELL = (
     "The loss of a step depends mostly on how much noise was added to the picture in that step, so a level curve does "
     "not mean that nothing was learned, and a lower one does not mean a better LoRA: judge by pictures drawn with it."
 )
@@ -116,21 +118,28 @@ _CANNOT_TELL = (
 
 def _words(losses: Sequence[Point]) -> str:
     """What the curve tells, and what it cannot."""
-    return f"Loss over {losses[-1][0]} steps: {_change([loss for _, loss in losses])} {_CANNOT_TELL}"
+    over = gettext("Loss over %(steps)s steps:") % {"steps": losses[-1][0]}
+    return f"{over} {_change([loss for _, loss in losses])} {gettext(CANNOT_TELL)}"
 
 
 def _change(losses: Sequence[float]) -> str:
     """The mean of the last third against that of the first, if they differ by more than chance."""
     third = len(losses) // 3
     if third < _LEAST:
-        return "too few measurements to tell a direction."
+        return gettext("too few measurements to tell a direction.")
     first, last = losses[:third], losses[-third:]
     before, after = fmean(first), fmean(last)
     chance = 2 * sqrt((variance(first) + variance(last)) / third)  # two standard errors of the difference
-    means = f"from {before:.3g} in the first third to {after:.3g} in the last"
     if abs(after - before) <= chance:
-        return f"no clear direction ({means}, which is within the scatter of single steps)."
-    return f"it {'fell' if after < before else 'rose'} {means}."
+        words = gettext(
+            "no clear direction (from %(before)s in the first third to %(after)s in the last, which is within the "
+            "scatter of single steps)."
+        )
+    elif after < before:
+        words = gettext("it fell from %(before)s in the first third to %(after)s in the last.")
+    else:
+        words = gettext("it rose from %(before)s in the first third to %(after)s in the last.")
+    return words % {"before": f"{before:.3g}", "after": f"{after:.3g}"}
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 
 from web.pages.render import render
+from web.pages.texts import gettext
 from web.problems import PROBLEMS, RequestRefused, answer, refusal
 
 # The titles of problems are about requests; these are about what a person did.
-_TITLES = {
+TITLES = {
     "spec_invalid": "Please check what you entered",
     "bad_request": "This cannot be understood",
     "illegal_move": "Not possible now",
@@ -18,7 +19,7 @@ _TITLES = {
     "unavailable": "The service does not answer right now",
 }
 _NOT_HERE = "There is nothing at this address, or it belongs to another owner."
-_DETAILS = {
+DETAILS = {
     "spec_invalid": "Nothing was changed.",
     "not_found": _NOT_HERE,
     "method_not_allowed": _NOT_HERE,
@@ -36,10 +37,10 @@ def error_page(request: Request, error: Exception) -> HTMLResponse:
     if isinstance(error, RequestValidationError) and _is_unknown_id(request, error):
         refused = RequestRefused("not_found", _NOT_HERE)
     status, title = PROBLEMS[refused.code]
-    detail, faults = _DETAILS.get(refused.code, refused.detail), refused.faults
+    detail, faults = gettext(DETAILS.get(refused.code, refused.detail)), refused.faults
     if refused.code == "spec_invalid" and not faults:
         detail = refused.detail
-    title = _TITLES.get(refused.code, title)
+    title = gettext(TITLES.get(refused.code, title))
     page = render(request, "error.html", status, title=title, detail=detail, faults=faults)
     page.headers.update(refused.headers)
     return page

@@ -13,6 +13,8 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from web.pages import texts
+from web.pages.texts import Texts, count, gettext, language, ngettext, number
 from web.pages.wording import label, sentence
 
 _HERE = Path(__file__).parent.parent
@@ -50,7 +52,25 @@ ENTRIES = {
     "expire": "Hold expired",
     "refund": "Refunded",
 }
-_NOTICES = {
+DRAWING_ENTRIES = {
+    "grant": "Credits granted",
+    "hold": "Held for a drawing",
+    "settle": "Charged for a drawing",
+    "release": "Hold released",
+    "expire": "Hold expired",
+    "refund": "Refunded",
+}
+DELETION_KINDS = {"picture": "Picture", "subject": "Subject", "training": "Training", "owner": "Account"}
+SIDES = {"left": "Left", "top": "Top", "width": "Width", "height": "Height"}
+GROUPS = {
+    "": "The LoRA and its training",
+    "adapter.": "Layers",
+    "optimization.": "Optimizer",
+    "objective.": "Loss",
+    "data.": "Pictures and captions",
+    "validation.": "Checks and samples",
+}
+NOTICES = {
     "saved": "Settings saved.",
     "on": "Automatic training is on.",
     "off": "Automatic training is off.",
@@ -98,20 +118,20 @@ def render(request: Request, template: str, status: int = 200, /, **values: Any)
         "session": session,
         "path": request.url.path,
         "has_oidc": request.app.state.oidc is not None,
-        "notice": _NOTICES.get(named, ""),
+        "notice": NOTICES.get(named, ""),
         "notice_is_bad": named in _BAD,
         "undo": undo if re.fullmatch("del_[a-z0-9]{1,60}", undo) else "",
     }
-    text = _templates().get_template(template).render(**shared, **values)
-    return HTMLResponse(text, status, HEADERS)
+    text = environment().get_template(template).render(**shared, **values)
+    return HTMLResponse(text, status, {**HEADERS, "Content-Language": language(), "Vary": "Accept-Language, Cookie"})
 
 
 def seconds(value: float | None) -> str:
     """A duration for people."""
     if value is None:
-        return "unknown"
+        return gettext("unknown")
     if value < 1:
-        return "under 1 s"
+        return gettext("under 1 s")
     whole = round(value)
     if whole < 60:
         return f"{whole} s"
@@ -119,16 +139,6 @@ def seconds(value: float | None) -> str:
         return f"{round(whole / 60)} min"
     hours, minutes = divmod(round(whole / 60), 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-
-
-def count(value: int, one: str, many: str | None = None) -> str:
-    """`1 picture`, `3 pictures`."""
-    return f"{number(value)} {one if value == 1 else many or one + 's'}"
-
-
-def number(value: int) -> str:
-    """An integer with thin spaces between thousands: no language reads them as a decimal point."""
-    return f"{value:,}".replace(",", "\u202f")
 
 
 def at(value: datetime | None) -> str:
@@ -169,12 +179,26 @@ def asset(name: str) -> str:
 
 
 @cache
-def _templates() -> Environment:
+def environment() -> Environment:
     folder = FileSystemLoader(_HERE / "templates" / "page")
-    made = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made = Environment(
+        loader=folder,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.i18n"],
+    )
+    made.install_gettext_callables(gettext, ngettext, newstyle=True)  # type: ignore[attr-defined]
     made.filters |= {"seconds": seconds, "number": number, "at": at, "size": size, "segment": segment}
     made.filters |= {"label": label, "sentence": sentence}
     made.filters |= {"when": when, "signed": signed}
     made.tests |= {"in_group": in_group}
-    made.globals |= {"asset": asset, "count": count, "statuses": STATUSES, "stages": STAGES, "entries": ENTRIES}
+    tables = {
+        "statuses": STATUSES, "stages": STAGES, "entries": ENTRIES, "drawing_entries": DRAWING_ENTRIES,
+        "deletion_kinds": DELETION_KINDS, "sides": SIDES, "option_groups": GROUPS,
+    }  # fmt: skip
+    made.globals |= {name: Texts(table) for name, table in tables.items()}
+    made.globals |= {"asset": asset, "count": count, "language": language, "languages": texts.LANGUAGES}
+    made.globals |= {"script_texts": lambda: texts.script_texts(STATIC)}
     return made

@@ -25,6 +25,7 @@ from jobs.services import Services
 from storage.database import AWAY
 from web.auth import Caller, check_rate, operator_scope, services_of
 from web.pages.errors import error_page
+from web.pages.texts import gettext
 from web.problems import RequestRefused
 
 COOKIE = "imprint_session"
@@ -55,10 +56,12 @@ def begin(request: Request, services: Services, secret: str, owner_id: str) -> t
     """A new session for a token, and its cookie. Raises SpecInvalid with faults by field."""
     token = tokens.authenticate(services, secret.strip()) if len(secret) <= _MOST_TOKEN else None
     if token is None:
-        raise SpecInvalid.of({"token": "This token is unknown, expired or revoked."})
+        raise SpecInvalid.of({"token": gettext("This token is unknown, expired or revoked.")})
     owner = _owner_of(token, owner_id)
     if owner is None and not token.may("view"):
-        raise SpecInvalid.of({"owner": "This is a service token. Enter the owner whose subjects you want to see."})
+        raise SpecInvalid.of(
+            {"owner": gettext("This is a service token. Enter the owner whose subjects you want to see.")}
+        )
     session_id = sessions.begin(services, token, owner, request.headers.get("user-agent", ""))
     return PageSession(session_id, token, owner), signed(request, session_id)
 
@@ -88,9 +91,11 @@ def _owner_of(token: tokens.Token, entered: str) -> str | None:
     except ValueError as error:
         raise SpecInvalid.of({"owner": f"This is not the name of an owner: {error}."}) from None
     if token.has_odd_owner:
-        raise SpecInvalid.of({"token": "The name of this token's owner must be changed first. Ask the operator."})
+        raise SpecInvalid.of(
+            {"token": gettext("The name of this token's owner must be changed first. Ask the operator.")}
+        )
     if token.owner_id and entered not in ("", token.owner_id):
-        raise SpecInvalid.of({"owner": "This token belongs to another owner. Leave this field empty."})
+        raise SpecInvalid.of({"owner": gettext("This token belongs to another owner. Leave this field empty.")})
     return token.owner_id or entered or None
 
 

@@ -20,7 +20,7 @@ from storage.tables.pictures import Subject
 from training.data.framing import Frame
 from training.families.registry import BASE_MODELS, FAMILIES
 from training.spec import MIN_PICTURES, CaptionSource, TrainSpec
-from web.pages.render import count, number
+from web.pages.texts import count, gettext, ngettext, number
 from web.problems import refusal
 
 _NUMBERS = ("max_steps", "resolution")
@@ -205,16 +205,21 @@ def obstacles(form: TrainForm, good: list[str], quote: Quote | None, where: str 
     reasons = []
     if where == "nowhere":
         title = BASE_MODELS[form.base_model].title
-        reasons.append(f"No worker of this service has {title}: choose another base model, or ask the operator.")
+        nowhere = gettext("No worker of this service has %(base)s: choose another base model, or ask the operator.")
+        reasons.append(nowhere % {"base": title})
     if len(good) < form.needed:
-        reasons.append(f"A training needs {form.needed} good pictures; there {_are(len(good))}.")
+        few = gettext("A training needs %(needed)s good pictures; %(there)s.")
+        reasons.append(few % {"needed": form.needed, "there": _there(len(good))})
     if quote is not None and quote.available < quote.credits:
-        reasons.append(f"It costs {count(quote.credits, 'credit')}; you have {number(quote.available)}.")
+        dear = gettext("It costs %(credits)s; you have %(available)s.")
+        reasons.append(dear % {"credits": count(quote.credits, "credit"), "available": number(quote.available)})
     return reasons
 
 
-def _are(good: int) -> str:
-    return {0: "are none yet", 1: "is 1"}.get(good, f"are {good}")
+def _there(good: int) -> str:
+    if not good:
+        return gettext("there are none yet")
+    return ngettext("there is %(number)s", "there are %(number)s", good).replace("%(number)s", number(good))
 
 
 def typed_form(

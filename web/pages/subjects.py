@@ -23,11 +23,13 @@ from training.spec import MAX_CAPTION_CHARACTERS, CaptionSource
 from web.auth import ServicesDep
 from web.pages import subject_form
 from web.pages.question import ask_before_second
-from web.pages.render import count, number, render, segment
+from web.pages.render import render, segment
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
 from web.pages.subject_form import PLAIN, SentForm, TrainForm, TypedForm
+from web.pages.texts import count, gettext, number
 from web.parameters import FormKey, SubjectId, page_key
-from web.uploads import max_upload_bytes, store_uploads
+from web.partial_files import PIECE_BYTES, FileOfPieces
+from web.uploads import max_upload_bytes, store_piece, store_uploads
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
@@ -88,6 +90,7 @@ def subject(
         most_characters=MAX_CAPTION_CHARACTERS,
         most_bytes=services.settings.max_picture_bytes,
         most_upload_bytes=max_upload_bytes(services.settings),
+        piece_bytes=PIECE_BYTES,
         notes=subject_notes.get(services, owner_id, subject_id),
         bases=subject_form.bases(services, owner_id, form, good),
         chosen=form,
@@ -133,7 +136,7 @@ def _prefilled(services: Services, kept: Subject, like: str, trainings: Sequence
 
 
 def _not_set_up(kept: Subject) -> list[str]:
-    return [] if kept.base_model else ["Save a base model first."]
+    return [] if kept.base_model else [gettext("Save a base model first.")]
 
 
 # ---- forms ----------------------------------------------------------------------------------------------------
@@ -181,7 +184,7 @@ def start(
     """Save the settings and start a training, unless it costs more than the page has shown."""
     owner_id = caller.owner_id
     if not sent["trigger_word"].strip():
-        raise SpecInvalid.of({"trigger_word": "Enter a trigger word."})
+        raise SpecInvalid.of({"trigger_word": gettext("Enter a trigger word.")})
     kept = subject_settings.get(services, owner_id, subject_id)
     form = _form_of(services, kept, sent)
     good = subject_form.good_ids(services, subject_form.list_pictures(services, kept, form))
@@ -219,18 +222,19 @@ def start(
 def _check_price(price: int, shown: int) -> None:
     """Raises IllegalMove if the training costs more than the page has shown."""
     if price > shown:
-        raise IllegalMove(
-            f"The training now costs {count(price, 'credit')} instead of {number(shown)}, because the pictures or "
-            "settings have changed. Reload the page, check the price, and start again."
+        dearer = gettext(
+            "The training now costs %(credits)s instead of %(shown)s, because the pictures or settings have changed. "
+            "Reload the page, check the price, and start again."
         )
+        raise IllegalMove(dearer % {"credits": count(price, "credit"), "shown": number(shown)})
 
 
 def _caption_sources(services: Services) -> list[tuple[CaptionSource, str]]:
     """What the owner can choose for captions, in words."""
-    sources: list[tuple[CaptionSource, str]] = [("given", "Mine, where I wrote some")]
+    sources: list[tuple[CaptionSource, str]] = [("given", gettext("Mine, where I wrote some"))]
     if services.settings.captioner or services.settings.caption_task:
-        sources.append(("auto", "Write those that are missing"))
-    return [*sources, ("template", "The same for all pictures")]
+        sources.append(("auto", gettext("Write those that are missing")))
+    return [*sources, ("template", gettext("The same for all pictures"))]
 
 
 def _started(job_id: str) -> Response:
@@ -244,6 +248,25 @@ async def upload(request: Request, services: ServicesDep, caller: PageTrainerDep
     if request.headers.get("accept") == "application/json":
         return JSONResponse(stored.model_dump(mode="json", by_alias=True), 201)
     return _redirect(subject_id, "some" if stored.refused else "uploaded")
+
+
+@router.post("/subjects/{id}/uploads")
+async def upload_piece(
+    request: Request,
+    services: ServicesDep,
+    caller: PageTrainerDep,
+    subject_id: SubjectId,
+    name: Annotated[str, Query(min_length=1, max_length=400)],
+    size: Annotated[int, Query(ge=1, le=2**53)],
+    modified: Annotated[int, Query(ge=0, le=2**53)] = 0,
+    offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
+) -> Response:
+    """Add the body to a large file at `offset`. The answer says how far the file is: an empty body only asks."""
+    file = FileOfPieces(subject_id, name, size, modified)
+    stored = await store_piece(request, services, caller, subject_id, file, offset)
+    if isinstance(stored, int):
+        return JSONResponse({"offset": stored})
+    return JSONResponse(stored.model_dump(mode="json", by_alias=True), 201)
 
 
 @router.post("/subjects/{id}/delete")

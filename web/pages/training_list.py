@@ -10,6 +10,7 @@ from storage.tables.jobs import Status
 from web.auth import ServicesDep
 from web.pages.render import render
 from web.pages.session import PageReaderDep, PageRoute
+from web.pages.texts import Texts
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -43,7 +44,7 @@ def trainings(
         "trainings.html",
         trainings=shown,
         show=show,
-        filters=FILTERS,
+        filters=Texts(FILTERS),
         subject=subject,
         subjects=overview.subject_names(services, caller.owner_id),
         newest=f"/trainings?{urlencode(chosen)}" if before else "",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from jobs.view import JobView
 from training.families.registry import FAMILIES
 from training.lora import readers as words
+from web.pages.texts import gettext
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,14 @@ def usage_of(view: JobView, verdicts: Mapping[str, str] | None, file: str) -> li
     """The programs that read the LoRA in `file`. `verdicts`: the inspector's, by program; None: not inspected."""
     spec, name = view.spec, file.removesuffix(".safetensors")
     prompt = " ".join(filter(None, ("a photo of", spec.trigger_word, spec.class_word)))
-    in_comfyui = "Put the file into models/loras, add a Load LoRA node with strength 1.0, and use this prompt:"
+    in_comfyui = gettext("Put the file into models/loras, add a Load LoRA node with strength 1.0, and use this prompt:")
     found = [
         ("ComfyUI", in_comfyui, prompt),
-        ("diffusers", "With the base model's pipeline:", f'pipeline.load_lora_weights("{file}")'),
+        ("diffusers", gettext("With the base model's pipeline:"), f'pipeline.load_lora_weights("{file}")'),
     ]
     reads_it = FAMILIES[spec.family].lora.form == "kohya" if verdicts is None else "AUTOMATIC1111" in verdicts
     if reads_it:
-        place = "Put the file into models/Lora, and use this prompt:"
+        place = gettext("Put the file into models/Lora, and use this prompt:")
         found.append(("AUTOMATIC1111", place, f"{prompt} <lora:{name}:1>"))
     verdicts = verdicts or {}
     usages = [Usage(*one, warning=_warning(one[0], verdicts.get(one[0], words.WHOLE))) for one in found]

@@ -4,7 +4,9 @@ import re
 
 from pydantic.alias_generators import to_snake
 
-_LABELS = {
+from web.pages.texts import gettext
+
+LABELS = {
     "trigger_word": "Trigger word",
     "class_word": "What it is",
     "base_model": "Base model",
@@ -27,7 +29,7 @@ _LABELS = {
     "credits_shown": "The form",
     "reason": "Reason",
 }
-_SENTENCES = (
+SENTENCES = (
     (r"Input should be greater than or equal to (\S+)", r"must be at least \1"),
     (r"Input should be less than or equal to (\S+)", r"must be at most \1"),
     (r"Input should be greater than (\S+)", r"must be more than \1"),
@@ -51,18 +53,18 @@ def label(name: str) -> str:
     """The label of a field, as the forms have it."""
     first, _, rest = to_snake(name).partition(".")
     if first in ("image_ids", "images", "mask_ids", "files") and rest.split(".")[0].isdigit():
-        return f"Picture {int(rest.split('.')[0]) + 1}"
+        return gettext("Picture %(number)s") % {"number": int(rest.split(".")[0]) + 1}
     if first.isdigit():
-        return f"File {int(first) + 1}"
+        return gettext("File %(number)s") % {"number": int(first) + 1}
     if first == "recipe" and rest:
         first, _, rest = rest.partition(".")
     words = to_snake(rest or first).replace("_", " ").replace(".", ", ")
-    return _LABELS.get(first) or words[:1].upper() + words[1:]
+    return gettext(LABELS[first]) if first in LABELS else words[:1].upper() + words[1:]
 
 
 def sentence(fault: str) -> str:
     """What is wrong with a value, without the terms of our validator."""
-    for pattern, words in _SENTENCES:
+    for pattern, words in SENTENCES:
         if found := re.fullmatch(pattern, fault):
-            return found.expand(words)
-    return fault
+            return found.expand(gettext(words))
+    return gettext(fault)

@@ -17,14 +17,17 @@ from core.actor import acting
 from core.ids import new_id
 from core.telemetry import tracing
 from core.telemetry.logging import request_context
+from web.pages import texts
 from web.pages.errors import refused_early
 from web.parameters import SLASH
+from web.partial_files import PIECE_BYTES
 from web.problems import INTERNAL_DETAIL
 from web.server.bodies import BodyLimits
 
 log = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+_UPLOADS = ("/images", "/mask", "/captions/all/import")  # the ends of addresses that take files
 # Unless a route sets its own: no caching, sniffing, framing or scripts.
 _DEFAULTS = {
     "Cache-Control": "no-store",
@@ -64,6 +67,7 @@ class RequestMiddleware:
                     response_headers.setdefault(name, value)
             await send(message)
 
+        texts.use(headers.get("accept-language", ""), headers.get("cookie", ""))
         with (
             acting(),
             request_context(request_id, scope["path"]),
@@ -96,8 +100,10 @@ class RequestMiddleware:
         log.log(level, "%s %s %d", method, route, status, extra={"fields": fields})
 
     def _limit(self, scope: Scope, headers: Headers) -> int:
+        if scope["method"] == "POST" and scope["path"].endswith("/uploads"):
+            return PIECE_BYTES
         is_form = headers.get("content-type", "").strip().lower().startswith("multipart/form-data")
-        is_upload = scope["method"] == "POST" and scope["path"].endswith("/images") and is_form
+        is_upload = scope["method"] == "POST" and scope["path"].endswith(_UPLOADS) and is_form
         return self._bodies.upload_bytes if is_upload else self._bodies.max_bytes
 
 

@@ -1,11 +1,12 @@
 // Two pictures under one divider. Without this script they stand beside each other.
 
+const t = globalThis.imprintText;
 const byKey = { ArrowLeft: "previous", ArrowRight: "next" };
 
 function slide(box) {
   const bar = document.createElement("div"), range = document.createElement("input"), cut = document.createElement("span");
   const label = document.createElement("label");
-  label.textContent = "Divider between both pictures";
+  label.textContent = t("Divider between both pictures");
   range.type = "range";
   range.id = "divider";
   label.htmlFor = range.id;

@@ -1,5 +1,6 @@
 // The frame over a picture that says which part is trained. The four fields of the form are the truth; this moves them.
 
+const t = globalThis.imprintText;
 const box = document.getElementById("cropper"), form = document.getElementById("crop-form");
 
 if (box && form) {
@@ -9,7 +10,7 @@ if (box && form) {
   frame.className = "frame";
   frame.tabIndex = 0;
   frame.setAttribute("role", "group");
-  frame.setAttribute("aria-label", "The part that is trained: arrow keys move it, with Shift they change its size");
+  frame.setAttribute("aria-label", t("The part that is trained: arrow keys move it, with Shift they change its size"));
   grip.className = "grip";
   frame.append(grip);
   box.append(frame);

@@ -1,5 +1,6 @@
 // The editor of captions: keys that save and go on, a count of characters, and a picture that opens large.
 
+const t = globalThis.imprintText;
 const byId = (id) => document.getElementById(id);
 const text = byId("text");
 
@@ -14,7 +15,7 @@ document.addEventListener("keydown", (event) => {
 
 const shown = document.querySelector("[data-counts]");
 if (text && shown) {
-  const tell = () => { shown.textContent = `${text.value.length} of ${text.maxLength} characters`; };
+  const tell = () => { shown.textContent = t("{number} of {most} characters", { number: text.value.length, most: text.maxLength }); };
   text.addEventListener("input", tell);
   tell();
   if (new URLSearchParams(location.search).has("picture")) text.focus();
@@ -24,10 +25,10 @@ document.querySelectorAll("[data-zoom]").forEach((link) => link.addEventListener
   event.preventDefault();
   const dialog = document.createElement("dialog"), picture = document.createElement("img"), close = document.createElement("button");
   dialog.className = "zoomed";
-  dialog.setAttribute("aria-label", "The picture, large");
+  dialog.setAttribute("aria-label", t("The picture, large"));
   picture.src = link.href;
   picture.alt = link.querySelector("img").alt;
-  close.textContent = "Close";
+  close.textContent = t("Close");
   close.addEventListener("click", () => dialog.close());
   dialog.addEventListener("click", (inside) => { if (inside.target === dialog) dialog.close(); });
   dialog.addEventListener("close", () => { dialog.remove(); link.focus(); });

@@ -5,6 +5,11 @@
 
 const byId = (id) => document.getElementById(id);
 
+// Texts in the language of the page. In English there are none: the text itself is shown.
+const texts = JSON.parse(document.querySelector("meta[name=texts]")?.content ?? "{}");
+const t = (text, values = {}) => (texts[text] || text).replace(/\{(\w+)\}/g, (_, name) => values[name]);
+globalThis.imprintText = t; // for the other scripts, which are loaded after this one
+
 // ---- replacing ----------------------------------------------------------------------------------------------------
 
 const isTyping = (region) => {
@@ -67,7 +72,7 @@ function notice(kind, ...content) {
   box.querySelector("button")?.focus(); // a question
 }
 
-const trouble = () => notice("bad", "The service does not answer. Try again in a moment.");
+const trouble = () => notice("bad", t("The service does not answer. Try again in a moment."));
 
 // ---- the connection -----------------------------------------------------------------------------------------------
 
@@ -88,7 +93,7 @@ function tell(kind, ...content) {
 
 function lost() {
   const at = new Date().toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
-  tell("lost", `The connection was lost at ${at}. What you see may be old. Reconnecting …`);
+  tell("lost", t("The connection was lost at {at}. What you see may be old. Reconnecting …", { at }));
   clearTimeout(looking);
   looking = setTimeout(() => refresh().catch(() => {}), LOOK_AGAIN_MS[Math.min(looks++, LOOK_AGAIN_MS.length - 1)]);
 }
@@ -97,8 +102,8 @@ function ended() {
   const link = document.createElement("a");
   link.href = "/sign-in?next=/signed-in";
   link.target = "_blank";
-  link.textContent = "Sign in again";
-  tell("ended", "Your session has ended. ", link, " in another tab, then go on here: what you typed is kept.");
+  link.textContent = t("Sign in again");
+  tell("ended", `${t("Your session has ended.")} `, link, ` ${t("in another tab, then go on here: what you typed is kept.")}`);
 }
 
 function found() {
@@ -197,38 +202,65 @@ function outcome({ images = [], refused = [], notes = [] }) {
   const bad = images.filter((image) => image.faults.length);
   const more = [...refused.map((one) => one.detail), ...notes];
   if (images.length === 1 && !more.length) return bad.length
-    ? ["bad", `Stored, but not usable: ${bad[0].faults.map((fault) => fault.text).join("; ")}`] : ["good", "Good"];
-  if (!images.length) return more.length ? ["bad", more.join("; ")] : ["good", "Captions read"];
-  const count = `${images.length} stored, ${images.length - bad.length} of them good`;
+    ? ["bad", `${t("Stored, but not usable:")} ${bad[0].faults.map((fault) => fault.text).join("; ")}`] : ["good", t("Good")];
+  if (!images.length) return more.length ? ["bad", more.join("; ")] : ["good", t("Captions read")];
+  const count = t("{all} stored, {good} of them good", { all: images.length, good: images.length - bad.length });
   return [more.length || bad.length ? "bad" : "good", [count, ...more].join("; ")];
 }
 
 const TRY_AGAIN = [0, 408, 429, 500, 502, 503, 504]; // 0: no answer
 const TRY_AGAIN_S = [1, 2, 4, 8, 15, 30];
 
-// One attempt: the kind of the outcome, its words, and whether another attempt may succeed.
-function put(form, file, bar) {
+// One request; `sent` is told how many bytes of the body have gone.
+function post(address, body, sent) {
   return new Promise((done) => {
-    const request = new XMLHttpRequest(), body = new FormData();
-    body.append("files", file);
-    request.open("POST", form.action);
+    const request = new XMLHttpRequest();
+    request.open("POST", address);
     request.setRequestHeader("Accept", "application/json");
-    request.upload.onprogress = (event) => { if (event.lengthComputable) bar.value = event.loaded / event.total; };
-    request.upload.onload = () => bar.removeAttribute("value"); // sent; the server now checks it
+    request.upload.onprogress = (event) => { if (event.lengthComputable) sent(event.loaded, event.total); };
     request.onloadend = () => {
       let answer = {};
-      try { answer = JSON.parse(request.responseText); } catch { /* not JSON: handled below */ }
-      if (request.status === 201) return done([...outcome(answer), false]);
-      if (request.responseURL && isSignIn(request.responseURL)) {
-        ended();
-        return done(["bad", "Not uploaded: your session has ended.", "later"]);
-      }
-      const why = request.status === 0 ? "the connection was lost" : "the service is busy";
-      if (TRY_AGAIN.includes(request.status)) return done(["bad", `Not uploaded: ${why}.`, "now"]);
-      done(["bad", Object.values(answer.faults ?? {})[0] ?? answer.detail ?? "Not stored.", false]);
+      try { answer = JSON.parse(request.responseText); } catch { /* not JSON: the status says enough */ }
+      done({ status: request.status, url: request.responseURL, answer });
     };
     request.send(body);
   });
+}
+
+// What became of a file: the kind of the outcome, its words, and whether another attempt may succeed.
+function judge({ status, url, answer }) {
+  if (status === 201) return [...outcome(answer), false];
+  if (url && isSignIn(url)) {
+    ended();
+    return ["bad", t("Not uploaded: your session has ended."), "later"];
+  }
+  const why = status === 0 ? t("Not uploaded: the connection was lost.") : t("Not uploaded: the service is busy.");
+  if (TRY_AGAIN.includes(status)) return ["bad", why, "now"];
+  return ["bad", Object.values(answer.faults ?? {})[0] ?? answer.detail ?? t("Not stored."), false];
+}
+
+const show = (bar, share) => { if (share < 1) bar.value = share; else bar.removeAttribute("value"); }; // sent; the server checks it
+
+async function put(form, file, bar) {
+  if (file.size > Number(form.dataset.pieceBytes)) return putPieces(form, file, bar);
+  const body = new FormData();
+  body.append("files", file);
+  return judge(await post(form.action, body, (loaded, total) => show(bar, loaded / total)));
+}
+
+// A large file goes in pieces. The server is asked first how much of it there is, from before a lost connection or a reload.
+async function putPieces(form, file, bar) {
+  const about = { name: file.name, size: file.size, modified: file.lastModified };
+  let offset = 0, piece = new Blob();
+  for (;;) {
+    const done = await post(
+      `${form.dataset.pieces}?${new URLSearchParams({ ...about, offset })}`, piece,
+      (loaded) => show(bar, (offset + loaded) / file.size),
+    );
+    if (done.status !== 200 || !Number.isInteger(done.answer.offset)) return judge(done);
+    offset = done.answer.offset;
+    piece = file.slice(offset, offset + Number(form.dataset.pieceBytes));
+  }
 }
 
 const pause = (ms) => new Promise((done) => {
@@ -240,7 +272,7 @@ const pause = (ms) => new Promise((done) => {
 // Attempts until it is stored or refused. Sent twice, the same file is stored once.
 async function store(form, file, state) {
   const bar = document.createElement("progress"), words = document.createElement("span");
-  bar.setAttribute("aria-label", `Upload of ${file.name}`);
+  bar.setAttribute("aria-label", t("Upload of {name}", { name: file.name }));
   state.className = "";
   state.replaceChildren(bar, words);
   for (let failed = 0; ; failed++) {
@@ -249,7 +281,7 @@ async function store(form, file, state) {
     const [kind, text, again] = await put(form, file, bar);
     const wait_s = TRY_AGAIN_S[failed];
     if (again !== "now" || wait_s === undefined) return [kind, text, again];
-    words.textContent = `${text} Trying again in ${wait_s} s …`;
+    words.textContent = `${text} ${t("Trying again in {wait} s …", { wait: wait_s })}`;
     await pause(1000 * wait_s);
   }
 }
@@ -264,7 +296,7 @@ function enqueue(form, file, line) {
   waiting++;
   queue = queue.then(async () => {
     const [kind, text, again] = file.size > Number(isArchive(file) ? form.dataset.mostUploadBytes : form.dataset.mostBytes)
-      ? ["bad", "The file is too large.", false] : await store(form, file, state);
+      ? ["bad", t("The file is too large."), false] : await store(form, file, state);
     state.className = kind;
     state.textContent = text;
     byId("upload-status").textContent = `${file.name}: ${text}`;
@@ -279,8 +311,8 @@ function enqueue(form, file, line) {
 function offerRetry(form, file, line, state) {
   const button = document.createElement("button");
   button.type = "button";
-  button.textContent = "Retry";
-  button.setAttribute("aria-label", `Retry ${file.name}`);
+  button.textContent = t("Retry");
+  button.setAttribute("aria-label", t("Retry {name}", { name: file.name }));
   button.dataset.retry = "";
   button.addEventListener("click", () => { button.remove(); countRetries(); enqueue(form, file, line); });
   state.append(" ", button);
@@ -290,7 +322,7 @@ function offerRetry(form, file, line, state) {
 function countRetries() {
   const failed = document.querySelectorAll("[data-retry]"), all = byId("retry-all");
   all.hidden = failed.length < 2;
-  all.textContent = `Retry all ${failed.length}`;
+  all.textContent = t("Retry all {number}", { number: failed.length });
 }
 
 function upload(form, files) {
@@ -298,7 +330,7 @@ function upload(form, files) {
   for (const file of files) {
     const line = document.createElement("li"), name = document.createElement("span"), state = document.createElement("span");
     name.textContent = file.name;
-    state.textContent = "Waiting";
+    state.textContent = t("Waiting");
     line.append(name, state);
     byId("uploads").append(line);
     enqueue(form, file, line);
@@ -363,12 +395,12 @@ document.addEventListener("click", async (event) => {
   const code = byId(button.dataset.copy);
   try { await navigator.clipboard.writeText(code.textContent); } catch {
     getSelection().selectAllChildren(code); // no permission, or no https: select it for Ctrl-C
-    notice("", "Selected: press Ctrl-C to copy.");
+    notice("", t("Selected: press Ctrl-C to copy."));
     return;
   }
-  button.textContent = "Copied";
+  button.textContent = t("Copied");
   byId("notice").replaceChildren();
-  setTimeout(() => { button.textContent = "Copy"; }, 2000);
+  setTimeout(() => { button.textContent = t("Copy"); }, 2000);
 });
 
 document.addEventListener("input", (event) => {
@@ -376,8 +408,9 @@ document.addEventListener("input", (event) => {
   if (shown) shown.textContent = event.target.value;
 });
 
-// The server writes times in UTC.
-const times = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+// The server writes times in UTC. In English the browser knows which kind of English.
+const pageLanguage = document.documentElement.lang === "en" ? undefined : document.documentElement.lang;
+const times = new Intl.DateTimeFormat(pageLanguage, { dateStyle: "medium", timeStyle: "short" });
 function localize(time) {
   const at = new Date(time.dateTime);
   if (time.title || Number.isNaN(at.valueOf())) return;

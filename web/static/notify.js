@@ -1,10 +1,11 @@
 // Notices of the browser: switched on the account's page, shown when a training that is open in a tab changes its status.
 
+const t = globalThis.imprintText;
 const KEY = "imprint.notify";
 const isOn = () => localStorage.getItem(KEY) === "on" && globalThis.Notification?.permission === "granted";
 
 function show(button) {
-  button.textContent = `Notices of this browser: ${isOn() ? "on" : "off"}`;
+  button.textContent = isOn() ? t("Notices of this browser: on") : t("Notices of this browser: off");
   button.setAttribute("aria-pressed", isOn());
 }
 
@@ -14,7 +15,7 @@ document.addEventListener("click", async (event) => {
   if (!button) return;
   if (isOn()) localStorage.removeItem(KEY);
   else if ((await globalThis.Notification?.requestPermission()) === "granted") localStorage.setItem(KEY, "on");
-  else button.after(" The browser does not allow it: change that in its settings for this site.");
+  else button.after(` ${t("The browser does not allow it: change that in its settings for this site.")}`);
   show(button);
 });
 

@@ -49,6 +49,7 @@ ROWS = [
     Row("GET", "/oidc/sign-in", None, 404),  # it is not set here; tests/contract/web/test_oidc.py
     Row("GET", "/oidc/callback", None, 404),
     Row("GET", "/static/{name}", None, 200),
+    Row("POST", "/language", None, 303),
     Row("GET", "/signed-in", "read", 200, 200),
     Row("POST", "/sign-out", "read", 303, 303),
     Row("GET", "/", "read", 200, 200),
@@ -95,6 +96,7 @@ ROWS = [
     Row("POST", "/subjects/{id}/settings", "train", 303, 303, {"trigger_word": "hush", "base_model": "sd15"}),
     Row("POST", "/subjects/{id}/automatic", "train", 303, 303, {"on": "no"}),
     Row("POST", "/subjects/{id}/images", "train", 422, 422),
+    Row("POST", "/subjects/{id}/uploads", "train", 200, 200, query="?name=a.zip&size=9"),
     Row("POST", "/subjects/{id}/images/{imageId}/caption", "train", 303, form={"text": "hush"}),
     Row("POST", "/subjects/{id}/captions/{imageId}", "train", 303, form={"text": "hush, hush", "then": "next"}),
     Row("POST", "/subjects/{id}/captions/all/replace", "train", 303, 303, {"find": "hush, ", "replacement": ""}),

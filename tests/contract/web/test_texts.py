@@ -1,0 +1,95 @@
+"""The page in other languages: every text is in each catalogue, plurals are right, and each visitor gets a language."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.contract.web.conftest import Api
+from tests.contract.web.page import HERE, Visit
+from tools.texts import collect
+from web.pages import texts
+from web.pages.render import STATIC
+
+TEMPLATES = STATIC.parent / "templates" / "page"
+OTHERS = sorted(set(texts.LANGUAGES) - {"en"})
+# The pages of operators are in English only.
+OF_OWNERS = [one for one in TEMPLATES.glob("*.html") if not re.match("operators|search|audit", one.name)]
+NO_WORDS = {"Imprint", "SHA", "px", "rex"}
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_every_text_is_translated_with_its_values_and_tags(language: str) -> None:
+    entries = texts.catalogue(language).entries
+    wanted = collect()
+    assert len(wanted) > 500
+    assert [key for key in wanted if not all(entries.get(key, ("",)))] == []
+    assert set(entries) - set(wanted) == {("", "")}
+    parts = re.compile(r"%\(\w+\)s|\\\d|\{\w+\}|</?\w+(?: [^>]*)?>")
+    for (one, many), forms in entries.items():
+        for form in forms:
+            if one:
+                assert sorted(parts.findall(form)) == sorted(parts.findall(many or one)), form
+
+
+@pytest.mark.parametrize("path", OF_OWNERS, ids=lambda path: path.name)
+def test_no_template_has_a_text_that_is_not_marked(path: Path) -> None:
+    hidden = r"\{#.*?#\}|\{% trans.*?%\}.*?\{% endtrans %\}|\{%.*?%\}|\{\{.*?\}\}"
+    source = re.sub(hidden, " ", path.read_text(), flags=re.S)
+    assert set(re.findall(r"[A-Za-z]{2,}", re.sub(r"<[^>]*>|\S*[?=]\S*|&\w+;", " ", source))) <= NO_WORDS
+    for text in re.findall(r'(?:aria-label|placeholder|alt|title)="([^"]*)"', source):
+        assert set(re.findall(r"[A-Za-z]{2,}", text)) <= NO_WORDS
+
+
+def test_plurals_and_numbers() -> None:
+    told = {}
+    for language in texts.LANGUAGES:
+        texts.use(language)
+        told[language] = [texts.count(number, "picture") for number in (0, 1, 2, 1234)]
+    texts.use("")
+    assert told["en"] == ["0 pictures", "1 picture", "2 pictures", "1\u202f234 pictures"]
+    assert told["de"] == ["0 Bilder", "1 Bild", "2 Bilder", "1\u202f234 Bilder"]
+    assert told["zh"] == ["0 张图片", "1 张图片", "2 张图片", "1\u202f234 张图片"]
+
+
+@pytest.mark.parametrize(
+    ("accepted", "cookies", "language"),
+    [
+        ("", "", "en"),
+        ("de-CH, en;q=0.5", "", "de"),
+        ("fr, zh-TW;q=0.8, de;q=0.9", "", "de"),
+        ("de;q=0, zh;q=0.1", "", "zh"),
+        ("fr;q=x, ;;, de;q=9", "", "de"),
+        ("de", "a=b; imprint_language=zh; c=d", "zh"),
+        ("de", "imprint_language=xx", "de"),
+        ("de", "not_imprint_language=zh", "de"),
+    ],
+)
+def test_the_language_of_a_request(accepted: str, cookies: str, language: str) -> None:
+    texts.use(accepted, cookies)
+    assert texts.language() == language
+    texts.use("")
+
+
+def test_pages_in_the_chosen_language(api: Api) -> None:
+    api.upload(api.token("ada"), 1)
+    shown = api.call("GET", "/sign-in", headers={"accept-language": "de-AT,de;q=0.9"})
+    assert '<html lang="de">' in shown.text
+    assert "Mit der Tastatur" not in shown.text
+    assert "Trainieren Sie ein LoRA" in shown.text
+    assert shown.headers["content-language"] == "de"
+    page = Visit.of(api, "ada")
+    assert "1 good, 5 needed" in page.get("/subjects/rex").text
+    chosen = page.post("/language", language="zh", next="/account")
+    assert (chosen.status_code, chosen.headers["location"]) == (303, "/account")
+    page.cookie += f"; {texts.COOKIE}={chosen.cookies[texts.COOKIE]}"
+    text = page.get("/subjects/rex").text
+    assert "1 张合格，需要 5 张" in re.sub(r"\s+", " ", text)  # noqa: RUF001
+    assert "训练需要 5 张合格图片；现有 1 张。" in text  # noqa: RUF001
+    assert page.post("/subjects/rex/train", key="1" * 32, credits_shown=1).status_code == 422
+    assert "请检查您的输入" in page.post("/subjects/rex/train", key="1" * 32, credits_shown=1).text
+    assert texts.COOKIE not in page.post("/language", language="xx").cookies
+    foreign = api.call("POST", "/language", headers={"origin": "https://evil.example"}, data={"language": "de"})
+    assert foreign.status_code == 403
+    back = api.call("POST", "/language", headers=HERE, data={"language": "de", "next": "https://evil.example"})
+    assert back.headers["location"] == "/"
