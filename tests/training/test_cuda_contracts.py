@@ -91,7 +91,7 @@ class Captures(Recorder):
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "DoRA on all layers": {"adapter": {"targets": "all", "dora": True}},
+    "DoRA on all layers": {"adapter": {"targets": "convolutions", "dora": True}},
     "objective": {"objective": {"weighting": "min_snr", "noise_offset": 0.1, "prior_weight": 0.5}, "class_word": "dog"},
     "recalled": {"objective": {"prior_share": 0.9}, "class_word": "dog"},
     "data and averages": {

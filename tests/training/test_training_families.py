@@ -240,6 +240,25 @@ def test_training_adapter_is_merged_and_not_in_the_file(runs: Runs, tmp_path: Pa
         train(replace(run, training_adapter=tmp_path / "none"))
 
 
+def test_flux1_is_drawn_without_the_adapter_and_with_the_guidance_of_its_users(bases: Bases, tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    pair = chance.normal(size=(2, 64)).astype("f4"), chance.normal(size=(64, 2)).astype("f4")
+    name, adapter = "single_transformer_blocks.0.attn.to_k", tmp_path / "adapter.safetensors"
+    declared = {"ss_base_model_version": "flux1"}  # the tiny widths do not say it
+    lora_file.write_file(adapter, lora_file.serialize_lora("flux1", {name: pair}, 2.0, declared))
+    found = families.find("flux1")
+    plain = found.load(Where(bases("flux1"), CPU, torch.float32)).denoiser.get_submodule(name)
+    base = found.load(Where(bases("flux1"), CPU, torch.float32, adapter))
+    merged, x = base.denoiser.get_submodule(name), torch.randn(3, 64)
+    wanted = torch.from_numpy(pair[1] @ pair[0])
+    assert (merged.weight - plain.weight - wanted).norm() < 0.01 * wanted.norm()  # the file holds it in bfloat16
+    assert base.schedule.guidance == 1.0
+    with found.as_used(base):
+        torch.testing.assert_close(merged(x), plain(x), rtol=1e-4, atol=1e-4)
+        assert base.schedule.guidance == 3.5
+    assert base.schedule.guidance == 1.0
+
+
 def test_turbo_without_its_adapter_is_warned_of(runs: Runs, bases: Bases, caplog: pytest.LogCaptureFixture) -> None:
     named = bases("z-image").parent / "Z-Image-Turbo"
     if not named.exists():
