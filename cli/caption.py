@@ -23,7 +23,7 @@ _PIXELS = 768  # what the captioner looks at
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--trigger", "trigger_word", required=True, help="The word that stands for the subject in prompts.")
+@click.option("--trigger", "trigger_word", required=True, help="The word for the subject in prompts.")
 @click.option("--class-word", default="", help="What the subject is: dog, woman, mug …")
 @click.option(
     "--learns", type=click.Choice(get_args(Learns)), help="What the captions leave out. Default: by the class word."

@@ -71,7 +71,7 @@ def _settings() -> dict[str, object]:
 
 
 def _has_others(services: Services) -> bool:
-    """Whether somebody but the owner `me` uses this installation."""
+    """Whether any owner but `me` uses this installation."""
     with services.database.reading() as session:
         owners = (ApiToken.owner_id, Job.owner_id, Subject.owner_id)
         return any(session.exec(select(one).where(col(one).is_distinct_from(OWNER)).limit(1)).all() for one in owners)

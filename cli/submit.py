@@ -39,7 +39,7 @@ from training.spec import CaptionSource, Learns, Optimizer
 @click.option(
     "--trigger",
     "trigger_word",
-    help="The word that stands for the subject in prompts. Default: that of 10_WORD in FOLDER.",
+    help="The word for the subject in prompts. Default: that of 10_WORD in FOLDER.",
 )
 @click.option("--class-word", "class_word", help="What the subject is: dog, woman, mug …")
 @click.option(

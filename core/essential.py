@@ -1,7 +1,7 @@
 """Threads that a process cannot work without: if one ends, this is logged, and the process ends too.
 
-A process without such a thread would go on half: leases expire under running trainings, messages stay unsent. A process
-that has ended is visible, and is started again by the stack, systemd or Kubernetes; other workers take its jobs.
+Without such a thread a process would run on half broken: leases expire under running trainings, messages stay unsent. A
+process that has ended is visible, and is restarted by the stack, systemd or Kubernetes; other workers take its jobs.
 """
 
 import contextlib

@@ -93,7 +93,7 @@ def hold(
 ) -> str:  # fmt: skip
     """Reserve credits for a training, or for a drawing with its id in `training_id`. Returns the hold's id.
 
-    `expires_at` (with a time zone) is not part of the request's identity: a retry computes it anew, and the first one
+    `expires_at` (with a time zone) is not part of the request's identity: a retry computes it again, and the first one
     counts. Raises InsufficientCredits if fewer than `amount` are available (an owner without an account has 0), and
     IllegalMove if the training has a hold already, under another key.
     """

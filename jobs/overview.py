@@ -20,7 +20,7 @@ _DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class JobSummary:
-    """Where a job stands."""
+    """The progress of a job."""
 
     job_id: str
     owner_id: str

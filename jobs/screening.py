@@ -66,7 +66,7 @@ def screen(services: Services, lease: Lease, rows: Sequence[JobPicture]) -> tupl
         lease.renew(session, settings.lease_s)
         found = _ask_for(session, list(good), utcnow())
         fault = _overdue(found, settings)
-        if fault is not None:  # a retry of the training asks anew
+        if fault is not None:  # a retry of the training asks again
             undecided = sa.delete(Screening).where(
                 col(Screening.sha256).in_(good), col(Screening.state).in_((ScreeningState.WAITING, ScreeningState.HELD))
             )

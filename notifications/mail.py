@@ -21,7 +21,7 @@ _SHUTTING_DOWN = 421  # the server closes the connection, whatever it answered l
 
 _SUBJECTS = {
     "training.processing": "{subject}: the training has started",
-    "training.review": "{subject}: please look at the captions",
+    "training.review": "{subject}: please review the captions",
     "training.completed": "{subject}: your LoRA is ready",
     "training.failed": "{subject}: the training failed",
     "training.cancelled": "{subject}: the training was cancelled",
@@ -30,14 +30,14 @@ _SUBJECTS = {
 }
 _OPENINGS = {
     "training.processing": "The training of {subject} has started.",
-    "training.review": "The captions of {subject} are written. The training waits until you have looked at them and "
-    "accepted them, and costs nothing meanwhile.",
+    "training.review": "The captions of {subject} are written. The training waits until you have reviewed and "
+    "accepted them. Waiting costs nothing.",
     "training.completed": "The training of {subject} is done and its LoRA is ready.",
     "training.failed": "The training of {subject} failed. It costs nothing, and the credits held for it are "
     "available again.",
     "training.cancelled": "The training of {subject} was cancelled.",
     "training.not_started": "The profile set of {subject} is complete, but no training was started.",
-    LOW: "You have {available} credits available, fewer than the {low} below which you asked for an e-mail.",
+    LOW: "You have {available} credits left. You asked for an e-mail when fewer than {low} are available.",
 }
 _END = "You get this e-mail because e-mail notices are turned on for {owner}."
 

@@ -183,7 +183,7 @@ def _pods(session: Session, services: Services) -> Iterator[Metric]:
             pods.add_metric((state,), sum(pod.state == state for pod in live))
     yield pods
     dollars = GaugeMetricFamily(
-        "imprint_pods_dollars", "What rented machines cost: in an hour as they stand, and in the last 24 hours.",
+        "imprint_pods_dollars", "What rented machines cost: per hour now, and in the last 24 hours.",
         labels=("period",),
     )  # fmt: skip
     dollars.add_metric(("hour",), pod_costs.per_hour(live) / _DOLLAR)

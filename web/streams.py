@@ -39,7 +39,7 @@ _SOON_S = 0.02  # streams that open together are served by one query
 _AWAY_S = 2.0
 _HEARTBEAT_S = 15.0  # proxies close connections that are silent for a minute
 _RETRY_MS = 1000  # how soon a browser reconnects
-_RECHECK_S = 2.0  # how long a stream goes on after its token was revoked or its session ended
+_RECHECK_S = 2.0  # how long a stream continues after its token was revoked or its session ended
 _MAX_WAITING = 5000  # events that a client has not fetched; then its stream ends, and the client may reconnect
 
 

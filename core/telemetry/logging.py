@@ -1,6 +1,6 @@
 """Logs: text on the console for people, JSON lines in a rotating file (and, if set, on the console) for machines.
 
-Every line has the id of the job that it is about, whichever process and thread writes it.
+Every line has the id of the job that it is about, in every process and thread.
 """
 
 import json

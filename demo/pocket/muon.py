@@ -1,7 +1,7 @@
 """Muon: momentum with orthogonalised matrices. Weights that are not matrices are trained with AdamW.
 
 https://kellerjordan.github.io/posts/muon/, with the scale of https://arxiv.org/abs/2502.16982 (equation 4), so that
-AdamW's learning rate fits. docs/pocket-model.md has the gain.
+AdamW's learning rate fits. docs/tutorial.md has the gain.
 """
 
 from collections import defaultdict

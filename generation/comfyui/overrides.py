@@ -1,4 +1,4 @@
-"""Replace a number of a workflow, such as the seed, where it stands or where it comes from."""
+"""Replace a number of a workflow, such as the seed, in its own node or in the node that supplies it."""
 
 from collections.abc import Collection
 

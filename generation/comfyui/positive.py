@@ -1,6 +1,6 @@
 """Find the texts of a workflow's positive prompts, from its samplers back.
 
-A prompt may have several texts. The trigger word goes where the workflow marks it, else where it stands already, else
+A prompt may have several texts. The trigger word goes where the workflow marks it, else where it already is, else
 into the first region of a prompt for regions (areas or masks), else into all of them.
 """
 

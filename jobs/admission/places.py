@@ -102,7 +102,7 @@ class _Known:
 
 @dataclass
 class _Queue:
-    """What is known of a queue, and the thread that computes it anew."""
+    """What is known of a queue, and the thread that computes it again."""
 
     known: _Known | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -136,7 +136,7 @@ class Places:
                 queue.thread.join()
 
     def _renew(self, session: Session, queue: _Queue, job: Job) -> None:
-        """Compute the expectations anew: here if there are few jobs, or else in a thread, unless it is at it."""
+        """Compute the expectations again: here if there are few jobs, or else in a thread, unless it is at it."""
         is_few = _has_few(session, job.queue)
         if not queue.lock.acquire(blocking=is_few and queue.known is None):
             return

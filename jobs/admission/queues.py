@@ -33,7 +33,7 @@ def shape_of(spec: TrainSpec) -> str:
 def is_waiting() -> sa.ColumnElement[bool]:
     """The SQL condition that an active job waits for its turn, in the words of the partial index of these jobs.
 
-    SQLite uses a partial index only if the values stand in the statement.
+    SQLite uses a partial index only if the values are literals in the statement.
     """
     active: sa.BindParameter[Any] = sa.bindparam(None, ACTIVE, expanding=True, literal_execute=True)
     return sa.and_(

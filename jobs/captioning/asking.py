@@ -62,7 +62,7 @@ def ask_for(
             return {one.sha256: one.text or "" for one in found}, None
         patience = timedelta(seconds=settings.caption_patience_s)
         is_over = any(one.created_at < utcnow() - patience for one in missing)
-        if is_over:  # a retry of the training asks anew
+        if is_over:  # a retry of the training asks again
             for one in missing:
                 session.delete(one)
         else:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def caption(services: Services, job_id: str) -> None:
-    """Write the captions that a job lacks. Then it goes on to its dataset, or waits for its owner's review.
+    """Write the captions that a job lacks. Then the job continues with its dataset, or waits for its owner's review.
 
     A job whose pictures are still being screened, or whose captions the application has not sent yet, is given back.
     """

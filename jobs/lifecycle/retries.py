@@ -69,7 +69,7 @@ def is_patience_over(picture: JobPicture, settings: Settings) -> bool:
 
 
 def hand_over(session: Session, lease: Lease, settings: Settings, reason: str) -> None:
-    """Release the lease of a worker that cannot go on. The attempt does not count; another worker gets the job."""
+    """Release the lease of a worker that cannot continue. The attempt does not count; another worker gets the job."""
     lease.write(session, attempt=max(lease.attempt - 1, 0))
     job = session.get_one(Job, lease.job_id, populate_existing=True)
     send_launch(session, job, settings)

@@ -91,7 +91,7 @@ def record_start(session: Session, job: Job) -> None:
 
 
 def record_stage(session: Session, job_id: str, stage: Stage) -> None:
-    """Record that a job is at a stage, unless its last event of this kind says so."""
+    """Record that a job is at a stage, unless its last event of this kind has it."""
     stages = sa.select(col(JobEvent.data)).where(col(JobEvent.job_id) == job_id, col(JobEvent.kind) == "stage")
     last = session.connection().execute(stages.order_by(col(JobEvent.id).desc()).limit(1)).scalar()
     if last is None or last.get("stage") != stage:

@@ -135,7 +135,7 @@ def _facts(view: JobView) -> MailFacts:
 
 
 def _queue_mail(session: Session, event: str, facts: MailFacts) -> None:
-    # If the mail server is down, not every mail tries it anew.
+    # If the mail server is down, not every mail tries it again.
     due_at = destinations.postponed_until(session, mail.SERVER, utcnow() + retries.LONGEST_POSTPONEMENT)
     outbox.put(
         session, "mail", job_id=facts.job_id, owner_id=facts.owner, topic=event, destination=mail.SERVER,

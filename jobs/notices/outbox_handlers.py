@@ -87,7 +87,7 @@ def _attempt(services: Services, message: Message) -> Outcome:
 
 
 def file_addresses(services: Services, job: NoticeJob) -> FileAddresses | None:
-    """The addresses of the LoRA file in a notice, if it has one. A presigned one is made anew for every attempt."""
+    """The addresses of the LoRA file in a notice, if it has one. A presigned one is made again for every attempt."""
     if job.lora is None or job.lora.key is None:
         return None
     key = job.lora.key

@@ -76,7 +76,7 @@ def _record_missed(session: Session, polled: PolledRun, settings: Settings) -> P
             return PollOutcome.MISSED if runs.record(session, run, missed=run.missed + 1) else PollOutcome.OVERTAKEN
         if isinstance(error, BackendUnreachable):
             error = BackendUnreachable(f"the server did not answer {settings.remote_lost_polls} times in a row")
-            # The trainer is another process than the server's web page, and may well go on.
+            # The trainer is another process than the server's web page, and may well continue.
             is_left = runs.look_again(session, run, error, settings)
             return PollOutcome.OUT_OF_SIGHT if is_left else PollOutcome.OVERTAKEN
         # It answers, and will answer no better.

@@ -168,7 +168,7 @@ def record_completed(
 def give_up(
     session: Session, run: RemoteRun, error: ImprintError, settings: Settings, *, again: bool = True, info: str = ""
 ) -> bool:
-    """End a run without a file. With `again`, and if attempts are left, the job is submitted anew; else it fails.
+    """End a run without a file. With `again`, and if attempts are left, the job is submitted again; else it fails.
 
     info: the server's own text, for operators. False if another process has changed the run meanwhile.
     """

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def train(services: Services, lease: Lease, job: Job) -> None:
-    """Submit the job, or collect a completed one. Raises NothingToDo where a poll, not this chain, goes on with it."""
+    """Submit the job, or collect a completed one. Raises NothingToDo where a poll, not this chain, continues."""
     with holding_lease(services, lease), work_dir(services, job.id) as folder:
         is_done = _submit_or_collect(services, lease, job, folder)
     if not is_done:

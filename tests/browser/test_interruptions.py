@@ -186,7 +186,7 @@ def test_enter_back_and_two_tabs(visitor: Visitor, shoot: Shoot) -> None:
     page.go_back()  # the form has what was started, and starts it once
     expect(page.get_by_role("textbox", name="Steps")).to_have_value(str(LONG))
     page.get_by_role("button", name="Start training").click()
-    expect(page.locator("#notice, #main")).to_contain_text(["Another one is paid for too"] * 2)
+    expect(page.locator("#notice, #main")).to_contain_text(["A second one is charged too"] * 2)
     shoot(page, "second-training")
     check_accessible(page)
     page.get_by_role("link", name="See the one that runs").click()
@@ -194,7 +194,7 @@ def test_enter_back_and_two_tabs(visitor: Visitor, shoot: Shoot) -> None:
 
     other.get_by_label("Trigger word").fill("imp three")  # opened before the training was started
     other.get_by_role("button", name="Start training").click()
-    expect(other.locator("#notice")).to_contain_text("Another one is paid for too")
+    expect(other.locator("#notice")).to_contain_text("A second one is charged too")
     assert len(service.jobs(visitor.services, owner_id="ben")) == 1
     other.get_by_role("button", name="Start another").click()
     assert id_of(other) != job_id

@@ -155,7 +155,7 @@ def test_an_answer_that_is_none_is_asked_for_again_and_at_last_the_job_fails_for
     view = service.get(asked, job_id)
     assert (view.status, view.failure and view.failure.code) == ("failed", "captions_unavailable")
     assert balances(asked)["held"] == 0
-    assert run(asked, stage.caption, submit(asked, seed=2)) is False, "a retry asks anew"
+    assert run(asked, stage.caption, submit(asked, seed=2)) is False, "a retry asks again"
     assert len(answered(asked)) == 5
 
 

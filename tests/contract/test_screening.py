@@ -168,7 +168,7 @@ def test_without_a_verdict_the_job_fails_after_the_patience_and_costs_nothing(
     assert view.failure is not None
     assert (view.status, view.failure.code, view.credits.charged) == ("failed", "screening_unavailable", 0)
     assert balances(screened)["held"] == 0
-    # A retry asks anew.
+    # A retry asks again.
     again = service.retry(screened, waiting).job_id
     prepare(screened, again)
     asked(screened)

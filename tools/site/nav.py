@@ -28,6 +28,9 @@ MOVED = {
     "faults": "how-it-works",
     "training-speed": "benchmarks",
     "reference/failure-codes": "troubleshooting",
+    "pocket-model": "tutorial",
+    "ai-toolkit-api": "rented-gpus",
+    "rabbitmq-ingress": "brokers",
 }
 
 

@@ -262,7 +262,7 @@ class Engine:
                 job.end(error)
 
     def _hand_over_all(self, reason: BaseException) -> None:
-        """End every job with `reason`, with a snapshot where it stands. Only the denoiser is unusable, not the LoRAs.
+        """End every job with `reason`, with a snapshot of its state. Only the denoiser is unusable, not the LoRAs.
 
         A job with a pending evaluation gets no snapshot: it resumes from a checkpoint before the evaluation.
         """

@@ -85,7 +85,7 @@ class TrainRequest(Recipe):
     family: Any = as_in_spec("family", "Needed for a folder or hub id.")
     trigger_word: Any = as_in_spec(
         "trigger_word",
-        "The word that stands for the subject in prompts. Default: the subject's; a subject without one gets one that "
+        "The word for the subject in prompts. Default: the subject's; a subject without one gets one that "
         "is derived from its id.",
     )
     class_word: Any = as_in_spec("class_word", "What the subject is: dog, woman, mug …")

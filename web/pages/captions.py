@@ -56,7 +56,7 @@ def save(
     text: _Text = "",
     then: Annotated[Literal["here", "next", "previous"], Form()] = "here",
 ) -> Response:
-    """Save a caption and go on. The caption of the picture before is saved by going there too."""
+    """Save a caption and open the next picture. The caption of the picture before is saved by going there too."""
     captions.set_all(services, caller.owner_id, subject_id, {picture_id: text.replace("\r\n", "\n")})
     ids = [one.picture_id for one in captions.list_captions(services, caller.owner_id, subject_id)]
     at = ids.index(picture_id) + {"here": 0, "next": 1, "previous": -1}[then]

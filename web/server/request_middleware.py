@@ -156,7 +156,7 @@ def _keep_slashes(scope: Scope) -> bool:
 
 
 async def _answer_head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer HEAD like GET without a body. The handler ends with its headers: an event stream would go on for hours."""
+    """Answer HEAD like GET without a body. The handler ends with its headers: an event stream would last for hours."""
     started = asyncio.Event()
 
     async def send_headers(message: Message) -> None:
@@ -165,7 +165,7 @@ async def _answer_head(app: ASGIApp, scope: Scope, receive: Receive, send: Send)
             await send({"type": "http.response.body", "body": b""})
             started.set()
 
-    as_get = {**scope, "method": "GET"}  # a copy: the server must go on seeing HEAD
+    as_get = {**scope, "method": "GET"}  # a copy: the server must still see HEAD
     handler = asyncio.ensure_future(app(as_get, receive, send_headers))
     answered = asyncio.ensure_future(started.wait())
     try:

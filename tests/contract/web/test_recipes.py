@@ -46,7 +46,7 @@ def test_a_preset_an_option_and_back_to_the_defaults(api: Api) -> None:
     signed_in = cookie_of(api)
     settings = {"trigger_word": "sks rex", "class_word": "dog", "base_model": "sd15"}
     subject_settings.change(api.services, "ada", "rex", settings)
-    assert "Everything is as its defaults have it" in api.call("GET", REX, headers=signed_in).text
+    assert "All options have their defaults" in api.call("GET", REX, headers=signed_in).text
     assert api.call("POST", f"{REX}/preset", headers=signed_in, data={"kind": "style"}).status_code == 303
     kept = subject_settings.get(api.services, "ada", "rex").recipe or {}
     assert kept["adapter"] == {"targets": "all"}

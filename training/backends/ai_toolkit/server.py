@@ -1,4 +1,4 @@
-"""A client for the HTTP API of one ai-toolkit server, with one method per endpoint (docs/ai-toolkit-api.md).
+"""A client for the HTTP API of one ai-toolkit server, with one method per endpoint (docs/rented-gpus.md).
 
 Methods raise BackendUnreachable (no response, one from a proxy, or a 5xx: may be retried) or BackendFailed (wrong
 password, rejected request, unexpected response: final). Messages never quote the server. Only idempotent requests are
