@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Path, Query, Request, Response
-from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
+from fastapi.responses import RedirectResponse, StreamingResponse
 
 from core.clock import utcnow
 from core.errors import NotFound, SpecInvalid
@@ -16,7 +16,7 @@ from notifications.preferences import EVENTS
 from web.auth import Caller, ServicesDep
 from web.pages import session as sessions
 from web.pages import texts
-from web.pages.render import STATIC, render, segment
+from web.pages.render import STATIC, packed, render, segment
 from web.pages.session import (
     COOKIE,
     PageReaderDep,
@@ -118,12 +118,13 @@ def end_session(request: Request, services: ServicesDep, session: SessionDep) ->
 
 
 @router.get("/static/{name}")
-def static(name: Annotated[str, Path(max_length=60, pattern=r"^[a-z_]+\.(css|js|svg)$")]) -> Response:
+def static(request: Request, name: Annotated[str, Path(max_length=60, pattern=r"^[a-z_]+\.(css|js|svg)$")]) -> Response:
     path = STATIC / name
     if not path.is_file():
         raise NotFound(f"there is no file {name}")
-    headers = {"Cache-Control": "public, max-age=31536000, immutable"}
-    return FileResponse(path, media_type=_KINDS[path.suffix], headers=headers)
+    body, encoding = packed(request, path.read_bytes())
+    headers = {"Cache-Control": "public, max-age=31536000, immutable", "Vary": "Accept-Encoding", **encoding}
+    return Response(body, media_type=_KINDS[path.suffix], headers=headers)
 
 
 # ---- credits --------------------------------------------------------------------------------------------------

@@ -93,3 +93,14 @@ def test_pages_in_the_chosen_language(api: Api) -> None:
     assert foreign.status_code == 403
     back = api.call("POST", "/language", headers=HERE, data={"language": "de", "next": "https://evil.example"})
     assert back.headers["location"] == "/"
+
+
+@pytest.mark.parametrize(
+    ("accepted", "encoding"), [("gzip, br", "gzip"), ("br, gzip;q=0.5", "gzip"), ("gzip;q=0, br", None), ("", None)]
+)
+def test_pages_and_scripts_are_compressed_for_those_who_take_it(api: Api, accepted: str, encoding: str | None) -> None:
+    for path in ("/sign-in", "/static/imprint.js"):
+        answer = api.call("GET", path, headers={"accept-encoding": accepted})
+        assert answer.headers.get("content-encoding") == encoding
+        assert "Accept-Encoding" in answer.headers["vary"]
+        assert ("<h1>Sign in</h1>" in answer.text) or ("const byId" in answer.text)
