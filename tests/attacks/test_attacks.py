@@ -1,4 +1,7 @@
-"""One short attack of each kind, on one installation. `make faults` mixes them."""
+"""Short attacks on one installation, one kind at a time.
+
+`make test` takes a sample, `make test-full` takes all. `make faults` mixes the attacks, each kind at least once.
+"""
 
 import time
 from collections.abc import Iterator
@@ -8,6 +11,7 @@ import pytest
 
 from tests.attacks.attacks import ATTACKS
 from tests.attacks.world import AFTER_S, Times, World, world
+from tests.samples import sample
 
 # Other tests share the machine, so its speed varies. The attacks used to keep others waiting for minutes.
 # `python -m tests.attacks`, on a machine of its own, allows nothing but twice the normal time.
@@ -23,7 +27,7 @@ def attacked(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", sorted(ATTACKS))
+@pytest.mark.parametrize("name", sample(sorted(ATTACKS), 3, "attacks"))
 def test_another_owner_hardly_notices(attacked: tuple[World, Times], name: str) -> None:
     made, normal = attacked
     with ATTACKS[name](made):
