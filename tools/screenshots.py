@@ -28,7 +28,7 @@ from core.settings import Settings
 from jobs import keys, service
 from jobs.admission import pauses
 from jobs.deletion import requests
-from jobs.lifecycle import transitions
+from jobs.lifecycle import launches
 from jobs.owners import accounts, sign_in_links, tokens
 from jobs.services import Services
 from jobs.subjects import captions, picture_masks, subject_pictures, subject_settings
@@ -125,7 +125,7 @@ def _finish(services: Services, job_id: str, picture: Path, seed: int) -> None:
         for number in range(100):
             loss = 0.12 + 0.3 * math.exp(-number / 25) + float(noise[number])
             event = {"step": 10 * (number + 1), "total": 1000, "loss": loss, "seconds_left": 0.0}
-            transitions.record_event(session, job_id, "progress", **event)
+            launches.record_event(session, job_id, "progress", **event)
         for number, step in enumerate((0, 250, 500, 750, 1000)):
             for prompt in range(len(PROMPTS)):
                 services.store.put(keys.preview(job_id, 0, step, prompt, "png"), _sample(picture, number / 4, prompt))
@@ -133,7 +133,7 @@ def _finish(services: Services, job_id: str, picture: Path, seed: int) -> None:
                 key = keys.kept_lora(job_id, step)
                 services.store.put(key, data)
                 facts = {"step": step, "key": key, "sha256": "0" * 64, "bytes": len(data)}
-                transitions.record_event(
+                launches.record_event(
                     session, job_id, "checkpoint", **facts, validation_loss=0.2 + abs(step - 500) / 5000
                 )
         values = {

@@ -38,6 +38,7 @@ _AT_ONCE, _PAUSE_S = 64, 0.001  # after so many jobs, other threads run: they ne
 _EARLY = (Stage.PREPROCESS, Stage.CAPTION, Stage.DATASET, Stage.TRAIN)
 # What jobs are ordered by: rank, used seconds of the owner, time and id.
 _Key = tuple[int, float, datetime, str]
+_THREAD = "places"  # how the name of the thread begins
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ class Places:
                 queue.known = _compute(session, job.queue, self._settings)
             elif queue.thread is None or not queue.thread.is_alive():
                 queue.thread = threading.Thread(
-                    target=self._compute, args=(queue, job.queue), name=f"places {job.queue}", daemon=True
+                    target=self._compute, args=(queue, job.queue), name=f"{_THREAD} {job.queue}", daemon=True
                 )
                 queue.thread.start()
         finally:
@@ -185,7 +186,8 @@ def _is_old(known: _Known | None, job: Job) -> bool:
 
 
 def _let_others_run(number: int) -> None:
-    if number % _AT_ONCE == 0:
+    """In the thread for many jobs, pause; a request that computes the places of a few has no reason to."""
+    if number % _AT_ONCE == 0 and threading.current_thread().name.startswith(_THREAD):
         time.sleep(_PAUSE_S)
 
 

@@ -10,7 +10,7 @@ from core.clock import UtcDateTime, utcnow
 from core.errors import ImprintError, ReviewExpired, TrainingTimeout, WorkerLost
 from core.settings import Settings
 from credits import ledger
-from jobs.lifecycle import transitions
+from jobs.lifecycle import launches, transitions
 from jobs.owners import audit_log
 from notifications import outbox
 from storage.picture_report import StoredReport
@@ -49,8 +49,8 @@ def repair_job(session: Session, job_id: str, settings: Settings) -> bool:
         return transitions.fail(
             session, job_id, WorkerLost(f"{job.stage}: {job.attempt} attempts ended early; {reason}")
         )
-    transitions.send_launch(session, job, settings)
-    transitions.record_event(
+    launches.send_launch(session, job, settings)
+    launches.record_event(
         session,
         job_id,
         "retry",
@@ -83,8 +83,8 @@ def count_failed_launch(session: Session, job_id: str, message_id: str | None, s
         return transitions.fail(session, job_id, ImprintError(reason))
     delay_s = settings.retry_base_s * 2 ** (failed - 1)
     session.connection().execute(sa.update(Job).where(col(Job.id) == job_id).values(failed_launches=failed))
-    transitions.send_launch(session, job, settings, delay_s)
-    transitions.record_event(
+    launches.send_launch(session, job, settings, delay_s)
+    launches.record_event(
         session, job_id, "retry", stage=job.stage, attempt=job.attempt,
         reason="an error before a worker had begun", delay_s=delay_s,
     )  # fmt: skip

@@ -22,8 +22,7 @@ from core.settings import Settings
 from credits import ledger
 from credits.price import price_of_part
 from jobs.admission import due
-from jobs.lifecycle.launches import record_event as record_event
-from jobs.lifecycle.launches import send_launch as send_launch
+from jobs.lifecycle.launches import record_event, send_launch
 from jobs.lifecycle.leases import Lease
 from jobs.notices import callbacks, notices
 from jobs.owners import audit_log

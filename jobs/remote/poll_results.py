@@ -12,7 +12,7 @@ from core.clock import utcnow
 from core.errors import BackendFailed, BackendUnreachable, ImprintError, OutOfMemory, TrainingTimeout
 from core.settings import Settings
 from core.telemetry.logging import job_context
-from jobs.lifecycle import transitions
+from jobs.lifecycle import launches
 from jobs.remote import runs
 from storage.tables.remote import RemoteRun
 from training.backends.ai_toolkit import server_errors
@@ -117,13 +117,13 @@ def _record_progress(session: Session, polled: PolledRun, result: PollResult) ->
         return PollOutcome.OVERTAKEN
     _record_previews(session, polled)
     if (result.status, info) != (run.status, run.info):
-        transitions.record_event(session, run.job_id, "remote", status=info or result.status, attempt=run.attempt)
+        launches.record_event(session, run.job_id, "remote", status=info or result.status, attempt=run.attempt)
     return PollOutcome.RECORDED
 
 
 def _record_previews(session: Session, polled: PolledRun) -> None:
     for preview in polled.previews:
-        transitions.record_event(session, polled.run.job_id, "preview", **preview)
+        launches.record_event(session, polled.run.job_id, "preview", **preview)
 
 
 def _verdict(

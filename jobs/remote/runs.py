@@ -20,7 +20,7 @@ from sqlmodel import Session, col, select
 from core.clock import utcnow
 from core.errors import ImprintError
 from core.settings import Settings
-from jobs.lifecycle import transitions
+from jobs.lifecycle import launches, transitions
 from jobs.lifecycle.leases import Lease
 from jobs.remote import pod_costs, pods
 from storage.tables.jobs import ACTIVE, Job, Stage
@@ -86,7 +86,7 @@ def record_submitted(session: Session, lease: Lease, run: RemoteRun, remote_id: 
         **from_the_start,
     )  # fmt: skip
     server = pods.server_name(session, run) or pods.FIXED
-    transitions.record_event(session, run.job_id, "remote", status="submitted", server=server, attempt=run.attempt)
+    launches.record_event(session, run.job_id, "remote", status="submitted", server=server, attempt=run.attempt)
 
 
 def release_job(session: Session, lease: Lease, settings: Settings) -> None:
@@ -149,7 +149,7 @@ def _record_job_progress(session: Session, run: RemoteRun, progress: RunProgress
     update = sa.update(Job).where(_in_training(run)).values(**known).returning(col(Job.total_steps), col(Job.loss))
     for total, loss in session.connection().execute(update):
         data = {"step": progress.step, "total": total, "loss": loss, "seconds_left": progress.seconds_left}
-        transitions.record_event(session, run.job_id, "progress", **data)
+        launches.record_event(session, run.job_id, "progress", **data)
 
 
 def record_completed(
@@ -166,8 +166,8 @@ def record_completed(
     update = sa.update(Job).where(_in_training(run))
     counted = session.connection().execute(update.values(attempt=0, launches=0, train_seconds=train_seconds)).rowcount
     if counted:
-        transitions.record_event(session, run.job_id, "remote", status="completed", attempt=run.attempt)
-        transitions.send_launch(session, session.get_one(Job, run.job_id, populate_existing=True), settings)
+        launches.record_event(session, run.job_id, "remote", status="completed", attempt=run.attempt)
+        launches.send_launch(session, session.get_one(Job, run.job_id, populate_existing=True), settings)
     return True
 
 
@@ -194,11 +194,11 @@ def give_up(
     )
     if session.connection().execute(update).rowcount:
         delay_s = settings.retry_base_s * 2 ** (run.attempt - 1) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
-        transitions.record_event(
+        launches.record_event(
             session, run.job_id, "retry", stage=Stage.TRAIN, attempt=run.attempt,
             reason=error.message, delay_s=round(delay_s, 1),
         )  # fmt: skip
-        transitions.send_launch(session, session.get_one(Job, run.job_id, populate_existing=True), settings, delay_s)
+        launches.send_launch(session, session.get_one(Job, run.job_id, populate_existing=True), settings, delay_s)
     return True
 
 
@@ -214,8 +214,8 @@ def look_again(session: Session, run: RemoteRun, error: ImprintError, settings: 
     update = sa.update(Job).where(_in_training(run))
     waits = {"attempt": 0, "launches": 0, "waiting_note": error.message, "lease_token": col(Job.lease_token) + 1}
     if session.connection().execute(update.values(**waits)).rowcount:
-        transitions.record_event(session, run.job_id, "waiting", reason=error.message)
-        transitions.send_launch(
+        launches.record_event(session, run.job_id, "waiting", reason=error.message)
+        launches.send_launch(
             session, session.get_one(Job, run.job_id, populate_existing=True), settings, settings.retry_base_s
         )
     return True

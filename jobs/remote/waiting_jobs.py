@@ -8,7 +8,7 @@ from sqlmodel import Session, col, select
 
 from core.clock import utcnow
 from core.settings import Settings
-from jobs.lifecycle import repair, transitions
+from jobs.lifecycle import launches, repair
 from jobs.lifecycle.leases import Lease
 from jobs.remote import pods
 from notifications import outbox
@@ -32,9 +32,9 @@ def wait_for_server(session: Session, lease: Lease, reason: str, settings: Setti
     if repair.expire_overdue_hold(session, job):
         return
     if news:
-        transitions.record_event(session, job.id, "waiting", reason=reason)
+        launches.record_event(session, job.id, "waiting", reason=reason)
     delay_s = _WAIT_POLLS * settings.remote_poll_s * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
-    transitions.send_launch(session, job, settings, delay_s)
+    launches.send_launch(session, job, settings, delay_s)
 
 
 def wake(session: Session, settings: Settings) -> int:

@@ -13,7 +13,7 @@ from credits import ledger
 from jobs.admission import approvals, due, workers
 from jobs.admission.queues import HELD, queue_of, shape_of
 from jobs.deletion import guard
-from jobs.lifecycle import transitions
+from jobs.lifecycle import launches
 from jobs.notices import callbacks, notices
 from jobs.owners import audit_log, limits
 from jobs.requests import quotes
@@ -92,8 +92,8 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
     session.add(job)
     session.flush()
     session.add_all(pictures)
-    transitions.record_event(session, job.id, "status", status=Status.PENDING)
-    transitions.record_event(session, job.id, "stage", stage=Stage.PREPROCESS)
+    launches.record_event(session, job.id, "status", status=Status.PENDING)
+    launches.record_event(session, job.id, "stage", stage=Stage.PREPROCESS)
     session.flush()
     if not hold_reason:
         due.accept(session, job.id, job.queue)

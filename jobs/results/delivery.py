@@ -7,7 +7,7 @@ from sqlmodel import Session, col, select
 
 from core.errors import IllegalMove
 from jobs import checkpoints, service
-from jobs.lifecycle import transitions
+from jobs.lifecycle import launches
 from jobs.owners import audit_log
 from jobs.services import Services
 from jobs.view import JobView
@@ -84,4 +84,4 @@ def _keep_last(session: Session, job: Job) -> None:
     if any(event.data["key"] == job.lora_key for event in session.exec(query)):
         return
     facts = {"step": job.step, "key": job.lora_key, "sha256": job.lora_sha256, "bytes": job.lora_bytes or 0}
-    transitions.record_event(session, job.id, "checkpoint", **facts, validation_loss=job.validation_loss)
+    launches.record_event(session, job.id, "checkpoint", **facts, validation_loss=job.validation_loss)

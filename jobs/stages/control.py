@@ -11,7 +11,7 @@ from typing import Any
 from core.clock import utcnow
 from core.errors import Cancelled, HandOver, LeaseLost, NotFound, TrainingTimeout
 from jobs import keys
-from jobs.lifecycle import transitions
+from jobs.lifecycle import launches
 from jobs.lifecycle.leases import HeldLease, Lease
 from storage.database import AWAY, Database
 from storage.objects import ObjectStore
@@ -167,7 +167,7 @@ class StoredLoras:
         try:
             with self._database.writing() as session:
                 if self._lease.is_held(session):
-                    transitions.record_event(session, self._lease.job_id, "checkpoint", **facts)
+                    launches.record_event(session, self._lease.job_id, "checkpoint", **facts)
         except AWAY as error:
             log.warning("a checkpoint is kept but its event is not: the database does not answer (%s)", error)
 
@@ -185,6 +185,6 @@ class StoredPreviews:
         try:
             with self._database.writing() as session:
                 if self._lease.is_held(session):
-                    transitions.record_event(session, self._lease.job_id, "preview", step=step, prompt=prompt, key=key)
+                    launches.record_event(session, self._lease.job_id, "preview", step=step, prompt=prompt, key=key)
         except AWAY as error:
             log.warning("a preview is stored but its event is not: the database does not answer (%s)", error)

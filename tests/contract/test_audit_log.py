@@ -80,7 +80,7 @@ _ENDS = {  # of the last parts of a path that is not a GET
 }  # fmt: skip
 _QUIET_ENDS = (
     "/settings", "/recipe", "/recipe/preset", "/recipe/import",
-    "/automatic", "/images", "/uploads", "/caption", "/captions", "/captions/undo", "/captions/{imageId}",
+    "/automatic", "/images", "/uploads", "/language", "/caption", "/captions", "/captions/undo", "/captions/{imageId}",
     "/captions/all/replace", "/captions/all/prepend", "/captions/all/undo", "/captions/all/import", "/uncrop",
     "/crop", "/mask", "/notes", "/dismiss",
     "PATCH /api/influencer/{id}/images/{imageId}",

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from jobs import history, service
-from jobs.lifecycle import transitions
+from jobs.lifecycle import launches
 from jobs.owners import tokens
 from jobs.services import Services
 from tests.servers.databases import address, postgres
@@ -113,7 +113,7 @@ def accepted(made: Site, owner: str = "ada") -> str:
 
 def write(services: Services, job_id: str, number: int) -> None:
     with services.database.writing() as session:
-        transitions.record_event(session, job_id, "progress", step=number)
+        launches.record_event(session, job_id, "progress", step=number)
 
 
 def test_no_event_is_lost_over_restarts_and_writers_that_commit_late(served: Site) -> None:
@@ -136,7 +136,7 @@ def test_no_event_is_lost_over_restarts_and_writers_that_commit_late(served: Sit
         services = Services(served.settings)
         for number in range(1000, 1040):
             with services.database.writing() as session:
-                transitions.record_event(session, job_id, "progress", step=number)
+                launches.record_event(session, job_id, "progress", step=number)
                 session.flush()  # it has its number now, and is visible only later
                 time.sleep(0.05)
         services.database.close()

@@ -65,7 +65,7 @@ def _page(
         subject_id=kept.id,
         kept=kept,
         base=BASE_MODELS[base_model],
-        presets=presets.PRESETS,
+        presets=[(one, _sets(one.kind, kept)) for one in presets.PRESETS],
         kind=presets.kind_of(kept.class_word),
         fields=fields,
         changed=sum(field.is_changed for field in fields),
@@ -74,6 +74,13 @@ def _page(
         trainings=service.jobs(services, owner_id=caller.owner_id, limit=50),
         may_train="train" in caller.token.scopes,
     )
+
+
+def _sets(kind: Learns, kept: Subject) -> str:
+    """What a preset sets on the subject's base model, without the prompts. A family lacks some of the options."""
+    recipe = presets.recipe_for(kind, kept.base_model, kept.trigger_word, kept.class_word)
+    typed = {name: value for name, value in _typed(recipe).items() if name not in ("learns", _LISTED)}
+    return ", ".join(f"{name.rpartition('.')[2].replace('_', ' ')} {value}" for name, value in typed.items())
 
 
 def _fields(base_model: str, typed: dict[str, str], faults: dict[str, str]) -> list[OptionField]:

@@ -15,7 +15,7 @@ from sqlmodel import col
 from core.clock import utcnow
 from jobs import keys
 from jobs.deletion import requests
-from jobs.lifecycle import transitions
+from jobs.lifecycle import launches
 from jobs.owners import tokens
 from storage.tables.access import ApiToken
 from storage.tables.jobs import Job, Status
@@ -164,7 +164,7 @@ def world(lone_api: Api) -> World:
             ready.values(status=Status.READY, lora_key=keys.lora(job_id), lora_sha256="0" * 64, lora_bytes=6)
         )
         key = keys.kept_lora(job_id, 50)
-        transitions.record_event(session, job_id, "checkpoint", step=50, key=key, sha256="0" * 64, bytes=12)
+        launches.record_event(session, job_id, "checkpoint", step=50, key=key, sha256="0" * 64, bytes=12)
     fetch = lone_api.call("POST", f"{REX}/images", ada, json={"url": "https://pictures.example/rex.jpg"})
     session_id = test_page_matrix.a_session(lone_api, ada)
     drawing_id = test_page_matrix.a_drawing(lone_api, job_id)

@@ -10,6 +10,7 @@ from jobs.requests import recipe_options
 from jobs.results import comparison
 from jobs.subjects import captions, presets, subject_recipe, subject_settings
 from tests.contract.web.conftest import Api
+from tests.contract.web.page import Visit
 from tests.contract.web.test_results import cookie_of
 from training.families.registry import BASE_MODELS
 from training.options import Validation
@@ -110,3 +111,19 @@ def test_what_changed_since_the_training_before_is_listed(api: Api) -> None:
     assert ("pictures", "1 only here", "1 only here") in rows
     with pytest.raises(NotFound):
         comparison.compare(api.services, first, second, "bob")
+
+
+def test_each_preset_lists_what_it_sets_on_the_base_model(api: Api) -> None:
+    """A family that has no such option does not get it."""
+    page = Visit.of(api, "ada")
+    told = {}
+    for base_model in ("sd15", "qwen-image"):
+        subject_settings.change(api.services, "ada", "rex", {"base_model": base_model})
+        text = page.get("/subjects/rex/recipe").text
+        told[base_model] = re.findall(r'<span class="muted small">On ([^<:]+): ([^<]+)\.</span>', text)
+        for kind, (title, sets) in zip(presets.BY_KIND, told[base_model], strict=True):
+            assert title == BASE_MODELS[base_model].title
+            for name, value in presets.recipe_for(kind, base_model, None, None).items():
+                words = name.replace("_", " ")
+                assert (words in sets) == (name not in ("learns", "validation") and not isinstance(value, dict)), sets
+    assert "flip yes" in told["sd15"][2][1]

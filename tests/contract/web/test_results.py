@@ -12,7 +12,7 @@ from core.clock import utcnow
 from core.errors import IllegalMove, NotFound, SpecInvalid
 from jobs import checkpoints, keys, service
 from jobs.deletion import retention
-from jobs.lifecycle import transitions
+from jobs.lifecycle import launches
 from jobs.owners import audit_log
 from jobs.results import delivery, lora_files, model_card
 from jobs.subjects import loras
@@ -48,7 +48,7 @@ def keep(api: Api, job_id: str, step: int, validation_loss: float | None = None)
     api.services.store.put(key, b"after %d" % step)
     facts = {"step": step, "key": key, "sha256": f"{step:064d}", "bytes": 8, "validation_loss": validation_loss}
     with api.services.database.writing() as session:
-        transitions.record_event(session, job_id, "checkpoint", **facts)
+        launches.record_event(session, job_id, "checkpoint", **facts)
 
 
 def cookie_of(api: Api, owner: str = "ada") -> dict[str, str]:
