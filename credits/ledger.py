@@ -14,6 +14,7 @@ Every movement has a key. The same key with the same request returns the first r
 `KeyReused`. A movement that raises has stored nothing, so its key may be used again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -279,8 +280,13 @@ def _whole(number: int | None) -> int | None:
 
 def hold_of(session: Session, training_id: str) -> Hold | None:
     """The hold of a training; None if it has none."""
-    row = session.execute(_HOLDS.where(HOLD.c.training_id == training_id)).one_or_none()
-    return Hold(*row) if row else None
+    return holds_of(session, [training_id]).get(training_id)
+
+
+def holds_of(session: Session, training_ids: Sequence[str]) -> dict[str, Hold]:
+    """The holds of these trainings, by training."""
+    query = _HOLDS.add_columns(HOLD.c.training_id).where(HOLD.c.training_id.in_(training_ids))
+    return {training_id: Hold(*row) for *row, training_id in session.execute(query)}
 
 
 def live_holds(session: Session, owner_id: str, limit: int = 200) -> list[Hold]:

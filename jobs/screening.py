@@ -33,9 +33,7 @@ from storage.tables.screening import Screening, ScreeningState
 log = logging.getLogger(__name__)
 
 TOPIC = "screening"  # of the messages that ask
-ASK_AGAIN_S = 60
 _LOOK_AGAIN_S = 3600.0  # at a job whose pictures wait for a person: a decision launches it at once
-_URL_S = 3600
 _STATES = {"accept": ScreeningState.ACCEPTED, "refuse": ScreeningState.REFUSED, "hold": ScreeningState.HELD}
 
 
@@ -64,7 +62,7 @@ def screen(services: Services, lease: Lease, rows: Sequence[JobPicture]) -> tupl
         return [], None
     with services.database.writing() as session:
         lease.renew(session, settings.lease_s)
-        found = _ask_for(session, list(good), utcnow())
+        found = _ask_for(session, settings.screen_task, list(good), utcnow())
         fault = _overdue(found, settings)
         if fault is not None:  # a retry of the training asks again
             undecided = sa.delete(Screening).where(
@@ -73,7 +71,7 @@ def screen(services: Services, lease: Lease, rows: Sequence[JobPicture]) -> tupl
             session.connection().execute(undecided)
         elif reason := _waits_for(found):
             is_asked = any(one.state == ScreeningState.WAITING for one in found)
-            delay_s = ASK_AGAIN_S if is_asked else _LOOK_AGAIN_S
+            delay_s = application.ASK_AGAIN_S if is_asked else _LOOK_AGAIN_S
             transitions.give_back(session, lease, reason, settings, delay_s)
             return [], reason
     if fault is not None:
@@ -82,15 +80,14 @@ def screen(services: Services, lease: Lease, rows: Sequence[JobPicture]) -> tupl
     return refused, None
 
 
-def _ask_for(session: Session, hashes: Sequence[str], now: datetime) -> list[Screening]:
+def _ask_for(session: Session, name: str, hashes: Sequence[str], now: datetime) -> list[Screening]:
     """The verdicts on these pictures; the screener is asked about those without one."""
     for sha256 in sorted(hashes):
         insert_if_absent(session, Screening(sha256=sha256))
     query = select(Screening).where(col(Screening.sha256).in_(hashes)).order_by(col(Screening.sha256))
     found = list(session.exec(query.with_for_update()))
     for one in found:
-        stale = one.asked_at is None or one.asked_at < now - timedelta(seconds=ASK_AGAIN_S - 1)
-        if one.state == ScreeningState.WAITING and stale:
+        if one.state == ScreeningState.WAITING and application.is_due(name, one.changed_at, one.asked_at, now):
             one.asked_at = now
             session.add(one)
             outbox.put(session, "launch", job_id=None, topic=TOPIC, payload={"sha256": one.sha256})
@@ -127,7 +124,7 @@ def _refuse(row: JobPicture, reason: str | None) -> JobPicture:
 
 
 def ask(services: Services, sha256: str, send_task: SendTask) -> None:
-    """Ask the screener about one picture. If it does not answer, the dataset stage asks again in a minute."""
+    """Ask the screener about one picture. If it does not answer, the dataset stage asks again."""
     name, picture = services.settings.screen_task, _question(services, sha256)
     if name is None or picture is None:
         return
@@ -158,7 +155,8 @@ def _question(services: Services, sha256: str) -> PictureQuestion | None:
         job = session.exec(_waiting_jobs(sha256).limit(1)).first()
     if job is None:
         return None
-    url = services.store.url(keys.prepared(sha256), _URL_S)
+    lifetime_s = application.url_lifetime_s(services.settings.screen_patience_s)
+    url = services.store.url(keys.prepared(sha256), lifetime_s)
     return PictureQuestion(sha256=sha256, url=url, owner_id=job.owner_id, subject_id=job.subject_id, job_id=job.id)
 
 

@@ -91,7 +91,8 @@ def get(services: Services, job_id: str, owner_id: str | None = None) -> JobView
         pictures = session.exec(
             select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
         )
-        return _view(services, session, job, pictures.all())
+        [view] = _views(services, session, [job], pictures.all())
+        return view
 
 
 def jobs(
@@ -101,10 +102,11 @@ def jobs(
     subject_id: str | None = None,
     statuses: Sequence[str] = (),
     active: bool = False,
+    ids: Sequence[str] | None = None,
     limit: int = 20,
     before: str | None = None,
 ) -> list[JobView]:
-    """Jobs without their pictures, newest first. `statuses` and `active` together: jobs that fulfil both.
+    """Jobs without their pictures, newest first. Of several conditions, all must be fulfilled.
 
     `before`: the id of the last job of the page before this one.
     """
@@ -118,18 +120,28 @@ def jobs(
             query = query.where(Job.owner_id == owner_id)
         if subject_id is not None:
             query = query.where(Job.subject_id == subject_id)
+        if ids is not None:
+            query = query.where(col(Job.id).in_(ids))
         if statuses:
             query = query.where(col(Job.status).in_(statuses))
         if active:
             query = query.where(col(Job.status).in_(ACTIVE))
-        return [_view(services, session, job, []) for job in session.exec(query)]
+        return _views(services, session, session.exec(query).all())
 
 
-def _view(services: Services, session: Session, job: Job, pictures: Sequence[JobPicture]) -> JobView:
-    run = None if spec_of(job).backend == "local" else runs.newest(session, job.id)
-    server = pods.server_name(session, run) if run else None
-    expected = services.places.get(session, job)
-    return view_of(job, pictures, ledger.hold_of(session, job.id), run, server, expected)
+def _views(
+    services: Services, session: Session, found: Sequence[Job], pictures: Sequence[JobPicture] = ()
+) -> list[JobView]:
+    """The views of jobs, by as many queries for all as for one."""
+    holds = ledger.holds_of(session, [job.id for job in found])
+    newest = runs.newest_of(session, [job.id for job in found if spec_of(job).backend != "local"])
+    views = []
+    for job in found:
+        run = newest.get(job.id)
+        server = pods.server_name(session, run) if run else None
+        expected = services.places.get(session, job)
+        views.append(view_of(job, pictures, holds.get(job.id), run, server, expected))
+    return views
 
 
 def events(services: Services, job_id: str, after: int = 0, *, owner_id: str | None = None) -> list[JobEvent]:

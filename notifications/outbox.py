@@ -187,11 +187,13 @@ def is_superseded(session: Session, message: Message | DeadLetter) -> bool:
     return session.execute(later.where(MESSAGE.c.sequence > message.sequence).limit(1)).scalar() is not None
 
 
-def dead_letters(session: Session, limit: int | None = 100) -> list[DeadLetter]:
-    """Messages that were given up, newest first, without the superseded ones."""
+def dead_letters(session: Session, limit: int | None = 100, *, job_id: str | None = None) -> list[DeadLetter]:
+    """Messages that were given up, of one job or of all, newest first, without the superseded ones."""
     columns = {name: MESSAGE.c[name] for name in DeadLetter.__dataclass_fields__ if name != "reason"}
     query = sa.select(*columns.values(), MESSAGE.c.last_error.label("reason"))
     query = query.where(MESSAGE.c.dead_at.is_not(None), MESSAGE.c.last_error != SUPERSEDED)
+    if job_id is not None:
+        query = query.where(MESSAGE.c.job_id == job_id)
     query = query.order_by(MESSAGE.c.dead_at.desc(), MESSAGE.c.sequence.desc()).limit(limit)
     return [DeadLetter(**row._mapping) for row in session.execute(query)]
 

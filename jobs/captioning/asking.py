@@ -1,7 +1,7 @@
 """The application's captioner: a Celery task or an HTTP address (`caption_task`), asked about one picture at a time.
 
 The stage asks for the captions that are not there and gives its job back, so no worker waits. The job is launched again
-with the last answer, or in a minute, when those without an answer are asked for again.
+with the last answer, or looked at again in a minute.
 """
 
 import logging
@@ -32,8 +32,6 @@ from training.spec import MAX_CAPTION_CHARACTERS
 log = logging.getLogger(__name__)
 
 TOPIC = "caption"  # of the messages that ask
-ASK_AGAIN_S = 60
-_URL_S = 3600
 
 
 class _Answer(BaseModel):
@@ -56,7 +54,7 @@ def ask_for(
     settings = services.settings
     with services.database.writing() as session:
         lease.renew(session, settings.lease_s)
-        found = _ask(session, job, prompt, hashes, utcnow())
+        found = _ask(session, settings.caption_task or "", job, prompt, hashes, utcnow())
         missing = [one for one in found if one.text is None]
         if not missing:
             return {one.sha256: one.text or "" for one in found}, None
@@ -67,12 +65,14 @@ def ask_for(
                 session.delete(one)
         else:
             reason = f"{len(missing)} picture(s) wait for their captions"
-            transitions.give_back(session, lease, reason, settings, ASK_AGAIN_S)
+            transitions.give_back(session, lease, reason, settings, application.ASK_AGAIN_S)
             return {}, reason
     raise CaptionsUnavailable(f"{len(missing)} picture(s) got no caption in {settings.caption_patience_s:.0f} s")
 
 
-def _ask(session: Session, job: Job, prompt: Prompt, hashes: Sequence[str], now: datetime) -> list[GeneratedCaption]:
+def _ask(
+    session: Session, name: str, job: Job, prompt: Prompt, hashes: Sequence[str], now: datetime
+) -> list[GeneratedCaption]:
     """The captions of these pictures; the captioner is asked for those that are not there."""
     for sha256 in sorted(hashes):
         one = GeneratedCaption(owner_id=job.owner_id, sha256=sha256, prompt_sha256=prompt.sha256)
@@ -84,8 +84,7 @@ def _ask(session: Session, job: Job, prompt: Prompt, hashes: Sequence[str], now:
     )
     found = list(session.exec(query.order_by(col(GeneratedCaption.sha256)).with_for_update()))
     for one in found:
-        stale = one.asked_at is None or one.asked_at < now - timedelta(seconds=ASK_AGAIN_S - 1)
-        if one.text is None and stale:
+        if one.text is None and application.is_due(name, one.created_at, one.asked_at, now):
             one.asked_at = now
             session.add(one)
             payload = {"job_id": job.id, "sha256": one.sha256}
@@ -94,7 +93,7 @@ def _ask(session: Session, job: Job, prompt: Prompt, hashes: Sequence[str], now:
 
 
 def ask(services: Services, job_id: str, sha256: str, send_task: SendTask) -> None:
-    """Ask the captioner about one picture. If it does not answer, the stage asks again in a minute."""
+    """Ask the captioner about one picture. If it does not answer, the stage asks again."""
     name = services.settings.caption_task
     with services.database.reading() as session:
         job = _waiting(session, job_id)
@@ -103,8 +102,9 @@ def ask(services: Services, job_id: str, sha256: str, send_task: SendTask) -> No
         return
     spec = spec_of(job)
     prompt = prompt_for(spec, name)
+    lifetime_s = application.url_lifetime_s(services.settings.caption_patience_s)
     picture = CaptionQuestion(
-        sha256=sha256, url=services.store.url(keys.prepared(sha256), _URL_S),
+        sha256=sha256, url=services.store.url(keys.prepared(sha256), lifetime_s),
         instruction=prompt.instruction, learns=prompt.learns,
         trigger_word=spec.trigger_word, class_word=spec.class_word,
         owner_id=job.owner_id, subject_id=job.subject_id, job_id=job.id,

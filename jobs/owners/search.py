@@ -56,7 +56,8 @@ def search(services: Services, text: str) -> Found:
         jobs = _rows(session, Job, text, col(Job.owner_id), col(Job.subject_id), col(Job.model_id))
         pictures = _rows(session, StoredPicture, text, col(StoredPicture.sha256), col(StoredPicture.name))
         drawings = _rows(session, DrawingRow, text)
-    return Found([service.get(services, job.id) for job in jobs], owners, pictures, drawings)
+        ids = [job.id for job in jobs]
+    return Found(service.jobs(services, ids=ids, limit=MAX_FOUND), owners, pictures, drawings)
 
 
 def _rows(session: Session, table: type[_Row], text: str, *columns: Any) -> list[_Row]:
@@ -88,7 +89,7 @@ def job_history(services: Services, job_id: str) -> JobHistory:
     """Raises NotFound."""
     view = service.get(services, job_id)
     with services.database.reading() as session:
-        letters = [one for one in outbox.dead_letters(session, 200) if one.job_id == job_id]
+        letters = outbox.dead_letters(session, 200, job_id=job_id)
     return JobHistory(
         view,
         history.describe(service.events(services, job_id)),

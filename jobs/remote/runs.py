@@ -46,6 +46,12 @@ def newest(session: Session, job_id: str) -> RemoteRun | None:
     return session.exec(query).one_or_none()
 
 
+def newest_of(session: Session, job_ids: Sequence[str]) -> dict[str, RemoteRun]:
+    """The newest run of each of these jobs that has one."""
+    query = select(RemoteRun).where(col(RemoteRun.job_id).in_(job_ids)).order_by(col(RemoteRun.attempt))
+    return {run.job_id: run for run in session.exec(query)}
+
+
 # ---- under the lease of the job's stage -----------------------------------------------------------------------
 
 

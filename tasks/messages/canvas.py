@@ -13,8 +13,6 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from core.errors import AnswerRefused, ImprintError, Unreachable
-from jobs import screening
-from jobs.captioning import asking
 from notifications.application import PictureQuestion
 from notifications.tables import TaskCall
 from storage.database import AWAY
@@ -119,23 +117,21 @@ def forget_results(task_ids: Iterable[str]) -> None:
 
 def send_screen_task(name: str, queue: str | None, picture: PictureQuestion, back: Sequence[str]) -> None:
     """Send the application's screening task; its answer comes back to `imprint.screened`. Raises Unreachable."""
-    _send_and_call_back("imprint.screened", name, queue, picture, back, screening.ASK_AGAIN_S)
+    _send_and_call_back("imprint.screened", name, queue, picture, back)
 
 
 def send_caption_task(name: str, queue: str | None, picture: PictureQuestion, back: Sequence[str]) -> None:
     """Send the application's captioning task; its answer comes back to `imprint.captioned`. Raises Unreachable."""
-    _send_and_call_back("imprint.captioned", name, queue, picture, back, asking.ASK_AGAIN_S)
+    _send_and_call_back("imprint.captioned", name, queue, picture, back)
 
 
-def _send_and_call_back(
-    ours: str, name: str, queue: str | None, picture: PictureQuestion, back: Sequence[str], expires_s: float
-) -> None:
+def _send_and_call_back(ours: str, name: str, queue: str | None, picture: PictureQuestion, back: Sequence[str]) -> None:
     """Send an application's task about a picture. Its result is the first argument of our task, before `back`.
 
-    An expired one is not worked on: the picture is asked for again.
+    The message has no `expires`: a worker that is behind, or whose clock is wrong, would drop each of them unread.
     """
     link = app.signature(ours, tuple(back), queue="io")
-    options: dict[str, Any] = {"link": link, "expires": expires_s} | ({} if queue is None else {"queue": queue})
+    options: dict[str, Any] = {"link": link} | ({} if queue is None else {"queue": queue})
     _try(lambda: app.send_task(name, args=[picture.model_dump(mode="json")], **options))
 
 

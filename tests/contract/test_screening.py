@@ -176,6 +176,26 @@ def test_without_a_verdict_the_job_fails_after_the_patience_and_costs_nothing(
     assert asked(screened) == HASHES[:5]
 
 
+def test_a_screener_that_is_an_hour_behind_gets_few_tasks_and_its_late_verdict_counts(
+    screened: Services, waiting: str
+) -> None:
+    assert not dataset(screened, waiting)
+    assert asked(screened) == HASHES[:5]
+    again = []
+    for minute in range(1, 60):
+        past = timedelta(minutes=1)
+        with screened.database.writing() as session:  # a minute goes by
+            for one in session.exec(select(Screening)).all():
+                one.changed_at, one.asked_at = one.changed_at - past, one.asked_at and one.asked_at - past
+                session.add(one)
+        assert not dataset(screened, waiting)
+        again += [minute] if asked(screened) == HASHES[:5] else []
+    assert again == [1, 2, 4, 8, 16, 32]
+    for sha256 in HASHES[:5]:
+        screening.answer(screened, {"verdict": "accept"}, sha256)
+    assert dataset(screened, waiting)
+
+
 LONG = {"verdict": "accept", "reason": "x" * 501}
 
 

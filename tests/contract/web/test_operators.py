@@ -1,12 +1,17 @@
 """Operators find any job, owner and picture, see all about it, and act; every action is in the audit log."""
 
 import re
+from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 
+from core.clock import utcnow
 from jobs import service
 from jobs.admission import pauses, workers
 from jobs.owners import accounts, audit_log, limits, search, tokens
+from notifications import outbox
+from notifications.tables import MESSAGE
 from tests.contract.web.conftest import Api
 from tests.contract.web.test_page_matrix import HERE
 from web.pages.session import COOKIE
@@ -39,6 +44,32 @@ def test_everything_is_found_by_the_beginning_of_its_id_or_name(api: Api, operat
     [address] = re.findall(r'href="(/operators/owners/[^"]+)"', page)
     assert "Bob/Smith" in api.call("GET", address, headers=operator).text
     assert api.call("GET", "/operators/owners/nobody", headers=operator).status_code == 404
+
+
+def test_a_search_asks_the_database_as_often_for_many_jobs_as_for_one(api: Api, operator: dict[str, str]) -> None:
+    images = api.upload(api.token("ada"), 6)
+    queries: list[str] = []
+    engine = api.services.database.engine
+    sa.event.listen(engine, "before_cursor_execute", lambda *given: queries.append(given[2]))
+    counts = []
+    for _ in range(3):
+        api.train(api.token("ada"), images)
+        queries.clear()
+        found = search.search(api.services, "ada").jobs
+        counts.append(len(queries))
+    assert len(found) == 3
+    assert counts[0] == counts[2], counts
+
+
+def test_the_letters_of_an_old_job_are_found_behind_many_newer_ones(api: Api) -> None:
+    job_id = str(api.train(api.token("ada"), api.upload(api.token("ada"), 6)).json()["id"])
+    with api.services.database.writing() as session:
+        for number in range(205):
+            about = None if number else job_id
+            outbox.put(session, "launch", job_id=about, owner_id="ada", topic=f"t{number}", payload={})
+            late = {"dead_at": utcnow() + timedelta(seconds=number), "last_error": "refused"}
+            session.connection().execute(sa.update(MESSAGE).where(MESSAGE.c.topic == f"t{number}").values(late))
+    assert [one.topic for one in search.job_history(api.services, job_id).letters] == ["t0"]
 
 
 def test_a_job_is_seen_cancelled_repeated_and_refunded(api: Api, operator: dict[str, str]) -> None:
