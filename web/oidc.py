@@ -69,7 +69,7 @@ class OidcProvider:
             token = self._decode(id_token)
             registry = jwt.JWTClaimsRegistry(
                 leeway=_LEEWAY_S,
-                iss={"essential": True, "value": self._issuer},
+                iss={"essential": True, "value": self._known()["issuer"]},  # some end with a slash
                 aud={"essential": True, "value": self._client_id},
                 sub={"essential": True},
                 exp={"essential": True},

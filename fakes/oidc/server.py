@@ -61,6 +61,7 @@ class FakeOidc:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.issuer = f"http://127.0.0.1:{self._server.server_port}/realm"
+        self.published = self.issuer  # its name in metadata and ID tokens; with some providers it ends with a slash
 
     def __enter__(self) -> "FakeOidc":
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -82,7 +83,7 @@ class FakeOidc:
         parts = urlsplit(request.path)
         if parts.path == "/realm/.well-known/openid-configuration":
             _answer(request, 200, {
-                "issuer": self.issuer, "authorization_endpoint": f"{self.issuer}/authorize",
+                "issuer": self.published, "authorization_endpoint": f"{self.issuer}/authorize",
                 "token_endpoint": f"{self.issuer}/token", "jwks_uri": f"{self.issuer}/keys",
                 "response_types_supported": ["code"], "code_challenge_methods_supported": ["S256"],
                 "token_endpoint_auth_methods_supported": ["client_secret_basic"],
@@ -128,7 +129,7 @@ class FakeOidc:
     def _id_token(self, code: _Code) -> str:
         now = int(time.time())
         right = {
-            "iss": self.issuer, "aud": CLIENT_ID, "sub": code.person.sub, "nonce": code.nonce, "iat": now,
+            "iss": self.published, "aud": CLIENT_ID, "sub": code.person.sub, "nonce": code.nonce, "iat": now,
             "exp": now + 300, **code.person.claims,
         }  # fmt: skip
         claims = {name: value for name, value in (right | self.changed).items() if value is not None}

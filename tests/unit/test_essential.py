@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Threads that may end: `where`, and why.
 MAY_END = {
     "core/essential.py": "it starts the essential ones",
+    "jobs/admission/places.py": "it computes one result; till then places are those by age, and a later call retries",
     "core/outbound/network.py": "a look-up of one name; it is abandoned when it takes too long",
     "storage/objects/s3_deadline.py": "the timer of one call",
     "training/engine/engine.py": "it ends when it is idle, and fails its jobs if it breaks (tests/training)",

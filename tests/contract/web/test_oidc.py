@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -93,6 +94,20 @@ def test_an_operator_signs_in_and_the_audit_log_names_the_person(browser: Browse
     page = browser.api.call("GET", "/operators", headers=hedy)
     assert "hedy@example.com" in page.text
     assert 'class="viewer"' not in page.text
+
+
+@pytest.mark.parametrize("configured", ["", "/"])
+def test_an_issuer_may_end_with_a_slash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: FakeOidc, configured: str
+) -> None:
+    monkeypatch.setattr(provider, "published", f"{provider.issuer}/")
+    settings = Settings(
+        _env_file=None, home=tmp_path, public_url="http://testserver", oidc_issuer=provider.issuer + configured,
+        oidc_client_id=CLIENT_ID, oidc_client_secret=CLIENT_SECRET, oidc_operators=["gpu-operators"],
+    )  # fmt: skip
+    for api in make_api(settings):
+        assert Browser(api, provider).go(HEDY).come_back().headers["location"] == "/operators"
+        assert Browser(api, provider).go(HEDY, iss=provider.issuer).come_back().status_code == 403
 
 
 def test_a_viewer_sees_everything_and_changes_nothing(browser: Browser) -> None:
