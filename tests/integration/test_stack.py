@@ -36,7 +36,7 @@ class Up:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, **environment: str) -> "subprocess.Popen[bytes]":
-        """Start it and wait until both workers are ready."""
+        """Start it and wait until its four workers are ready."""
         mark = len(self.output())
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -49,7 +49,7 @@ class Up:
                 start_new_session=True,
             )
         started = self.process
-        until(lambda: started.poll() is not None or self.output().count(" ready.", mark) == 2, _READY_S, "two workers")
+        until(lambda: started.poll() is not None or self.output().count(" ready.", mark) >= 4, _READY_S, "four workers")
         assert started.poll() is None, self.output()
         until(lambda: "Imprint is up" in self.output()[mark:], _READY_S, "the page and a training worker")
         return started
