@@ -99,7 +99,7 @@ def make_world(home: Path) -> World:
         session.connection().execute(sa.update(Job).where(col(Job.id) == failed).values(**ended))
     waiting = _training(services, **asked)
     mask = subject_pictures.add(
-        services, OWNER, SUBJECT, _mask(files[0]), is_mask=True, name=picture_masks.file_name(ids[0])
+        services, OWNER, SUBJECT, _mask(files[0]), is_mask=True, name=subject_pictures.mask_name(ids[0])
     )
     picture_masks.use(services, OWNER, SUBJECT, ids[0], mask)
     subject_pictures.add(services, OWNER, "old", files[0].read_bytes())

@@ -40,23 +40,23 @@ class Uploads:
     """The limits of uploads on this process, and the threads that store their pictures."""
 
     def __init__(self, settings: Settings) -> None:
-        self._max_bytes = self.max_file_bytes = max_upload_bytes(settings)
+        self.max_file_bytes = max_upload_bytes(settings)
         self._count = OpenLimit("uploads", settings.uploads_per_caller, settings.uploads_max)
         # One upload of the largest size must be possible, whatever the setting.
-        in_all = max(settings.upload_bytes_max, self._max_bytes)
-        self._bytes = OpenLimit("bytes of uploads", max(in_all // 2, self._max_bytes), in_all)
+        in_all = max(settings.upload_bytes_max, self.max_file_bytes)
+        self._bytes = OpenLimit("bytes of uploads", max(in_all // 2, self.max_file_bytes), in_all)
         self.partial_files = PartialFiles(settings, in_all)
         # Not the pool of the handlers. A picture takes seconds, and each upload asks for its next one in turn.
         self.threads = anyio.CapacityLimiter(settings.io_concurrency)
         # Each archive may need twice the space of the largest upload in the temporary folder.
-        self.max_unpacked_bytes = 2 * self._max_bytes
+        self.max_unpacked_bytes = 2 * self.max_file_bytes
         self.unpacking = anyio.CapacityLimiter(_MAX_UNPACKING)
 
     @contextmanager
     def hold(self, request: Request, caller: Caller) -> Iterator[None]:
         """Hold the place of an upload while the block receives and stores it. Raises RequestRefused."""
         length = request.headers.get("content-length", "")
-        size = int(length[:20]) if length.isdigit() else self._max_bytes
+        size = int(length[:20]) if length.isdigit() else self.max_file_bytes
         with self._count.hold(caller.key), self._bytes.hold(caller.key, size):
             yield
 

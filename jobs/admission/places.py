@@ -12,7 +12,7 @@ import threading
 import time
 from bisect import bisect
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -38,7 +38,6 @@ _AT_ONCE, _PAUSE_S = 64, 0.001  # after so many jobs, other threads run: they ne
 _EARLY = (Stage.PREPROCESS, Stage.CAPTION, Stage.DATASET, Stage.TRAIN)
 # What jobs are ordered by: rank, used seconds of the owner, time and id.
 _Key = tuple[int, float, datetime, str]
-_THREAD = "places"  # how the name of the thread begins
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +147,7 @@ class Places:
                 queue.known = _compute(session, job.queue, self._settings)
             elif queue.thread is None or not queue.thread.is_alive():
                 queue.thread = threading.Thread(
-                    target=self._compute, args=(queue, job.queue), name=f"{_THREAD} {job.queue}", daemon=True
+                    target=self._compute, args=(queue, job.queue), name=f"places {job.queue}", daemon=True
                 )
                 queue.thread.start()
         finally:
@@ -157,7 +156,7 @@ class Places:
     def _compute(self, queue: _Queue, name: str) -> None:
         try:
             with self._database.reading() as session:
-                queue.known = _compute(session, name, self._settings)
+                queue.known = _compute(session, name, self._settings, _let_others_run)
         except Exception:
             log.exception("the places of the jobs in %s could not be computed", name)
 
@@ -186,14 +185,17 @@ def _is_old(known: _Known | None, job: Job) -> bool:
 
 
 def _let_others_run(number: int) -> None:
-    """In the thread for many jobs, pause; a request that computes the places of a few has no reason to."""
-    if number % _AT_ONCE == 0 and threading.current_thread().name.startswith(_THREAD):
+    """Pause after some jobs: for the thread, which computes the places of many."""
+    if number % _AT_ONCE == 0:
         time.sleep(_PAUSE_S)
 
 
-def _compute(session: Session, queue: str, settings: Settings) -> _Known:
+def _compute(
+    session: Session, queue: str, settings: Settings, after: Callable[[int], None] = lambda _number: None
+) -> _Known:
+    """after: called with the number of jobs that are done."""
     begun, now = time.thread_time(), utcnow()
-    order = _order(session, queue, settings, now)
+    order = _order(session, queue, settings, now, after)
     slots = _slots(session, queue, now)
     columns: tuple[Any, ...] = (col(Job.id), col(Job.stage), col(Job.step), col(Job.seconds_left), col(Job.expected_s))
     in_flight = sa.select(*columns).where(IN_FLIGHT, col(Job.queue) == queue, col(Job.stage).in_(_EARLY))
@@ -206,7 +208,7 @@ def _compute(session: Session, queue: str, settings: Settings) -> _Known:
         times[job.id] = _take(free, left_s, None, has_begun=begun_already)
     for place, waiting in enumerate(order.jobs, 1):
         times[waiting.id] = _take(free, waiting.seconds, place)
-        _let_others_run(place)
+        after(place)
     return _Known(now, time.monotonic(), time.thread_time() - begun, order, times)
 
 
@@ -231,7 +233,7 @@ def _slots(session: Session, queue: str, now: datetime) -> int:
     return int(session.exec(slots).one())
 
 
-def _order(session: Session, queue: str, settings: Settings, now: datetime) -> _Order:
+def _order(session: Session, queue: str, settings: Settings, now: datetime, after: Callable[[int], None]) -> _Order:
     """The waiting jobs of a queue in the order of their admission."""
     columns = (col(Job.id), col(Job.owner_id), col(Job.priority), col(Job.created_at), col(Job.expected_s))
     waits = sa.select(*columns).where(col(Job.queue) == queue, is_waiting())
@@ -240,7 +242,7 @@ def _order(session: Session, queue: str, settings: Settings, now: datetime) -> _
     for rows in found.partitions(_AT_ONCE):
         for waiting in map(_Waiting._make, rows):
             lines[waiting.owner_id, waiting.priority].append(waiting)
-        _let_others_run(0)
+        after(0)
     used, weights, last = _shares(session, {owner for owner, _ in lines}, settings, now)
     heap: list[tuple[int, float, datetime, str, tuple[str, int], int]] = []
 
@@ -265,7 +267,7 @@ def _order(session: Session, queue: str, settings: Settings, now: datetime) -> _
         keys.append((rank, share, created_at, job_id))
         used[key[0]] += job.seconds / weights[key[0]]
         push(key, index + 1)
-        _let_others_run(len(order))
+        after(len(order))
     return _Order(order, keys, dict(used))
 
 

@@ -99,6 +99,15 @@ def get(services: Services, deletion_id: str, owner_id: str | None = None) -> De
         return view_of(_get(session, deletion_id, owner_id))
 
 
+def find_open(
+    services: Services, kind: DeletionKind, owner_id: str, subject_id: str, target_id: str | None = None
+) -> DeletionView | None:
+    """The deletion of one thing, if it is not done."""
+    with services.database.reading() as session:
+        found = _find(session, kind, owner_id, subject_id, target_id, is_open=True)
+        return None if found is None else view_of(found)
+
+
 def list_open(services: Services, owner_id: str | None = None, limit: int = 100) -> list[DeletionView]:
     """The deletions that are not done, newest first."""
     query = select(Deletion).where(Deletion.state != DeletionState.DONE)

@@ -10,8 +10,7 @@ from sqlmodel import Session, col
 from core.clock import utcnow
 from core.errors import ImprintError
 from core.settings import Settings
-from jobs.lifecycle.launches import record_event as record_event
-from jobs.lifecycle.launches import send_launch as send_launch
+from jobs.lifecycle.launches import record_event, send_launch
 from jobs.lifecycle.leases import Lease
 from storage.tables.jobs import ACTIVE, Job, JobPicture
 

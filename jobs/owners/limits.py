@@ -158,6 +158,11 @@ def change(
     services: Services, name: str, value: int | None, *, owner_id: str | None = None, token_id: str | None = None
 ) -> None:
     """Set a limit of an owner or of a token; None: the setting again. Raises SpecInvalid, and NotFound for a token."""
+    _store(services, name, value, owner_id, token_id)
+    due.open_places(services.database, QUEUES)
+
+
+def _store(services: Services, name: str, value: int | None, owner_id: str | None, token_id: str | None) -> None:
     names = NAMES if owner_id is not None else OF_JOBS
     if (owner_id is None) == (token_id is None):
         raise SpecInvalid.of({"owner_id": "give either an owner or a token"})
@@ -178,15 +183,16 @@ def change(
             session.add(UsageLimit(id=new_id("limit"), owner_id=owner_id, token_id=token_id, name=name, value=value))
         about = {"token_id": token_id} if token_id else {}
         audit_log.record(session, "limit.changed", owner_id=owner_id, name=name, value=value, **about)
-    due.open_places(services.database, QUEUES)
 
 
 def change_all(services: Services, owner_id: str, values: Mapping[str, int | None]) -> None:
     """Set those of an owner's own limits that differ from `values`; None: the setting again. Raises as `change`."""
     own = own_limits(services, owner_id)
-    for name, value in values.items():
-        if own.get(name) != value:
-            change(services, name, value, owner_id=owner_id)
+    changed = {name: value for name, value in values.items() if own.get(name) != value}
+    for name, value in changed.items():
+        _store(services, name, value, owner_id, None)
+    if changed:
+        due.open_places(services.database, QUEUES)
 
 
 def own_limits(services: Services, owner_id: str) -> dict[str, int]:

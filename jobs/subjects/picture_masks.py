@@ -1,7 +1,5 @@
 """The mask that an owner draws or uploads for one picture: the part of it that a training counts."""
 
-from typing import Any
-
 from sqlmodel import select
 
 from core.errors import SpecInvalid
@@ -9,14 +7,9 @@ from jobs.deletion import requests
 from jobs.services import Services
 from jobs.subjects import subject_pictures, subject_settings
 from jobs.subjects.picture_verdicts import OLDEST_FIRST, belongs_to
-from jobs.subjects.subject_pictures import SubjectPicture
+from jobs.subjects.subject_pictures import SubjectPicture, mask_name
 from storage.tables.pictures import StoredPicture
 from training.data.folders.file_names import compared_stem
-
-
-def file_name(picture_id: str) -> str:
-    """The name that ties a mask to one picture, also to one without a name."""
-    return f"{picture_id}.png"
 
 
 def find(services: Services, owner_id: str, subject_id: str, picture_id: str) -> str | None:
@@ -50,11 +43,6 @@ def remove(services: Services, owner_id: str, subject_id: str, picture_id: str) 
         _count_masks(services, owner_id, subject_id, False)
 
 
-def are_counted(recipe: dict[str, Any] | None) -> bool:
-    """Whether a training with this recipe uses masks."""
-    return subject_settings.is_masked(recipe or {})
-
-
 def _are_alike(picture: SubjectPicture, mask: SubjectPicture) -> bool:
     """Whether both have the same aspect ratio, allowing for rounding, as a training demands."""
     sides = (picture.width, picture.height, mask.width, mask.height)
@@ -68,14 +56,14 @@ def _remove_others(services: Services, owner_id: str, subject_id: str, picture_i
             select(StoredPicture).where(*belongs_to(owner_id, subject_id, True)).order_by(*OLDEST_FIRST)
         ).all()
         for mask in masks:
-            if mask.id != kept and mask.name and compared_stem(mask.name) == compared_stem(file_name(picture_id)):
+            if mask.id != kept and mask.name and compared_stem(mask.name) == compared_stem(mask_name(picture_id)):
                 requests.remove_picture(session, services.settings, mask)
 
 
 def _count_masks(services: Services, owner_id: str, subject_id: str, masked: bool) -> None:
     """Set the recipe's `objective.masked`, or leave it out, and keep its other options."""
     recipe = dict(subject_settings.get(services, owner_id, subject_id).recipe or {})
-    if are_counted(recipe) == masked:
+    if subject_settings.is_masked(recipe) == masked:
         return
     objective = {name: value for name, value in (recipe.get("objective") or {}).items() if name != "masked"}
     objective |= {"masked": True} if masked else {}

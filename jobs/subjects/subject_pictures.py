@@ -205,10 +205,15 @@ def frame_of(spec: TrainSpec) -> Frame:
     return Frame(spec.resolution, spec.aspect_buckets)
 
 
+def mask_name(picture_id: str) -> str:
+    """The name that ties a mask to one picture, also to one without a name."""
+    return f"{picture_id}.png"
+
+
 def with_masks(services: Services, owner_id: str, subject_id: str, images: Sequence[Any]) -> list[Any]:
     """The pictures of a request, each id with its mask, if it has one.
 
-    That is the newest mask that is named by the id of the picture (`picture_masks`), or else by the picture's name.
+    That is the newest mask that is named by the id of the picture (`mask_name`), or else by the picture's name.
     """
     with services.database.reading() as session:
         masks = session.exec(
@@ -217,7 +222,7 @@ def with_masks(services: Services, owner_id: str, subject_id: str, images: Seque
         by_name = {compared_stem(mask.name): mask.id for mask in masks if mask.name}
         pictures = session.exec(select(StoredPicture).where(*belongs_to(owner_id, subject_id)))
         found = {
-            one.id: by_name.get(compared_stem(f"{one.id}.png")) or (one.name and by_name.get(compared_stem(one.name)))
+            one.id: by_name.get(compared_stem(mask_name(one.id))) or (one.name and by_name.get(compared_stem(one.name)))
             for one in pictures
         }
     return [

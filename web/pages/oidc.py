@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _COOKIE = "imprint_oidc"
 _LASTS_S = 600
 CALLBACK = "/oidc/callback"
+_NOT_BEGUN = "This sign-in was not begun in this browser, or it took too long. Sign in again."
 
 
 def provider_of(services: Services) -> OidcProvider | None:
@@ -79,7 +80,7 @@ def finish(
         seed, back = _from_cookie(request)
         attempt = _attempt(request, seed)
         if not hmac.compare_digest(attempt.state.encode(), state.encode()):
-            raise SignInRefused("This sign-in was not begun in this browser, or it took too long. Sign in again.")
+            raise SignInRefused(_NOT_BEGUN)
         if not code:
             raise SignInRefused("The provider did not sign you in.")
         token = people.sign_in(services, services.settings.oidc_issuer or "", provider.claims(code, attempt))
@@ -130,4 +131,4 @@ def _from_cookie(request: Request) -> tuple[str, str]:
             return seed, path
     except ValueError:
         pass
-    raise SignInRefused("This sign-in was not begun in this browser, or it took too long. Sign in again.")
+    raise SignInRefused(_NOT_BEGUN)

@@ -26,6 +26,7 @@ def editor(
     request: Request, services: ServicesDep, caller: PageReaderDep, subject_id: SubjectId, picture_id: PictureId
 ) -> Response:
     picture = subject_pictures.get(services, caller.owner_id, subject_id, picture_id)
+    kept = subject_settings.get(services, caller.owner_id, subject_id)
     ids = [one.picture_id for one in captions.list_captions(services, caller.owner_id, subject_id)]
     at = ids.index(picture_id)
     return render(
@@ -38,7 +39,7 @@ def editor(
         before=ids[at - 1] if at else None,
         after=ids[at + 1] if at + 1 < len(ids) else None,
         mask_id=picture_masks.find(services, caller.owner_id, subject_id, picture_id),
-        masks_count=picture_masks.are_counted(subject_settings.get(services, caller.owner_id, subject_id).recipe),
+        masks_count=subject_settings.is_masked(kept.recipe or {}),
         may_train="train" in caller.token.scopes,
     )
 
@@ -84,7 +85,7 @@ async def set_mask(
 ) -> Response:
     """Store a mask that was drawn or uploaded. The script sends its drawing and gets JSON."""
     await run_in_threadpool(subject_pictures.get, services, caller.owner_id, subject_id, picture_id)
-    name = picture_masks.file_name(picture_id)
+    name = subject_pictures.mask_name(picture_id)
     stored = await store_uploads(request, services, caller, subject_id, is_mask=True, name=name)
     mask_id = stored.images[0].id
     await run_in_threadpool(picture_masks.use, services, caller.owner_id, subject_id, picture_id, mask_id)

@@ -53,14 +53,7 @@ ENTRIES = {
     "expire": "Hold expired",
     "refund": "Refunded",
 }
-DRAWING_ENTRIES = {
-    "grant": "Credits granted",
-    "hold": "Held for a drawing",
-    "settle": "Charged for a drawing",
-    "release": "Hold released",
-    "expire": "Hold expired",
-    "refund": "Refunded",
-}
+DRAWING_ENTRIES = ENTRIES | {"hold": "Held for a drawing", "settle": "Charged for a drawing"}
 DELETION_KINDS = {"picture": "Picture", "subject": "Subject", "training": "Training", "owner": "Account"}
 SIDES = {"left": "Left", "top": "Top", "width": "Width", "height": "Height"}
 GROUPS = {

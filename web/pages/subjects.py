@@ -11,12 +11,12 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from core.errors import IllegalMove, KeyReused, SpecInvalid
 from jobs import overview, service
 from jobs.deletion import requests
-from jobs.deletion.requests import DeletionView
 from jobs.owners import accounts
 from jobs.requests.envelope import subject_name
 from jobs.services import Services
 from jobs.subjects import subject_notes, subject_settings
 from jobs.view import JobView
+from storage.tables.deletions import DeletionKind
 from storage.tables.jobs import ACTIVE, Status
 from storage.tables.pictures import Subject
 from training.spec import MAX_CAPTION_CHARACTERS, CaptionSource
@@ -108,14 +108,9 @@ def subject(
         available=accounts.balance(services, owner_id).available,
         caption_sources=_caption_sources(services),
         key=uuid4().hex,
-        deletion=next((one for one in _deletions(services, owner_id) if one.subject_id == subject_id), None),
+        deletion=requests.find_open(services, DeletionKind.SUBJECT, owner_id, subject_id),
         may_train="train" in caller.token.scopes,
     )
-
-
-def _deletions(services: Services, owner_id: str) -> list[DeletionView]:
-    """The deletions of whole subjects that are not done."""
-    return [one for one in requests.list_open(services, owner_id) if one.kind == "subject"]
 
 
 def _prefilled(services: Services, kept: Subject, like: str, trainings: Sequence[JobView]) -> TrainForm:

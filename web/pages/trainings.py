@@ -20,6 +20,7 @@ from jobs.results import comparison, delivery, lora_files
 from jobs.services import Services
 from jobs.subjects import loras
 from jobs.view import JobView
+from storage.tables.deletions import DeletionKind
 from storage.tables.drawings import OPEN
 from storage.tables.jobs import ACTIVE, JobEvent, Status
 from training.data.verdict import describe_fault
@@ -79,7 +80,7 @@ def training(
         usage=_usage(services, view) if view.lora and view.status == Status.READY else [],
         may_train="train" in caller.token.scopes,
         seconds_trained=view.train_seconds,
-        deletion=next((one for one in requests.list_open(services, owner_id) if one.target_id == job_id), None),
+        deletion=requests.find_open(services, DeletionKind.TRAINING, owner_id, view.subject_id, job_id),
     )
 
 

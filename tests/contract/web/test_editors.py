@@ -149,7 +149,7 @@ def test_a_mask_belongs_to_its_picture_until_it_is_removed(editor: Editor) -> No
     found = [picture_masks.find(services, "ada", "rex", picture_id) for picture_id in pictures]
     assert found[0] != found[1]
     assert found[2] is None
-    assert picture_masks.are_counted(subject_settings.get(services, "ada", "rex").recipe)
+    assert subject_settings.is_masked(subject_settings.get(services, "ada", "rex").recipe or {})
     given = subject_settings.training_arguments(services, "ada", "rex", {"images": pictures})
     assert [one["mask"] if isinstance(one, dict) else None for one in given["images"]] == found
 

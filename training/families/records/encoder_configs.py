@@ -1,4 +1,4 @@
-"""The configurations of the published text encoders and autoencoders, as transformers and diffusers have them.
+"""The configurations of published text encoders, autoencoders and schedulers, as transformers and diffusers have them.
 
 Missing values are the libraries' defaults.
 """
@@ -79,3 +79,19 @@ def autoencoder(channels: int, **more: Any) -> dict[str, Any]:
         "latent_channels": channels,
         **more,
     }
+
+
+# FLUX.1's, which Z-Image has too.
+FLUX_AUTOENCODER = autoencoder(
+    16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False
+)
+# FLUX.1's and FLUX.2's.
+FLUX_SCHEDULER: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}

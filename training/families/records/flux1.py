@@ -16,7 +16,7 @@ from training.families.record import (
     Sizes,
     Variant,
 )
-from training.families.records.encoder_configs import CLIP_L, T5_XXL, autoencoder
+from training.families.records.encoder_configs import CLIP_L, FLUX_AUTOENCODER, FLUX_SCHEDULER, T5_XXL
 from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
 from training.families.weights import checkpoint_names
 
@@ -164,15 +164,10 @@ FAMILY = Family(
     pipeline="FluxPipeline",
     configs={
         "transformer": {"guidance_embeds": True},  # otherwise diffusers' defaults are the published model
-        "vae": autoencoder(
-            16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False
-        ),
+        "vae": FLUX_AUTOENCODER,
         "text_encoder": CLIP_L,
         "text_encoder_2": T5_XXL,
-        "scheduler": {
-            "num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5,
-            "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096,
-        },
+        "scheduler": FLUX_SCHEDULER,
     },
     home="black-forest-labs/FLUX.1-dev",
     code="training.families.flux1",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from training.families.record import AiToolkit, BaseModel, Drawing, Family, LoraNames, Naming, Price, SingleFile, Sizes
-from training.families.records.encoder_configs import QWEN3_4B, QWEN3_8B, autoencoder
+from training.families.records.encoder_configs import FLUX_SCHEDULER, QWEN3_4B, QWEN3_8B, autoencoder
 from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
 from training.families.weights import checkpoint_names
 
@@ -133,15 +133,7 @@ def _configs(encoder: Mapping[str, Any], heads: int, doubles: int, singles: int)
         },
         "vae": autoencoder(32),
         "text_encoder": dict(encoder),
-        "scheduler": {
-            "num_train_timesteps": 1000,
-            "shift": 3.0,
-            "use_dynamic_shifting": True,
-            "base_shift": 0.5,
-            "max_shift": 1.15,
-            "base_image_seq_len": 256,
-            "max_image_seq_len": 4096,
-        },
+        "scheduler": FLUX_SCHEDULER,
     }
 
 

@@ -15,7 +15,7 @@ from training.families.record import (
     Sizes,
     Variant,
 )
-from training.families.records.encoder_configs import QWEN3_4B, autoencoder
+from training.families.records.encoder_configs import FLUX_AUTOENCODER, QWEN3_4B
 from training.families.weights import checkpoint_names
 
 _TRAINED = r"attention\.to_(q|k|v|out\.0)|feed_forward\.w[123]"
@@ -130,14 +130,7 @@ FAMILY = Family(
     pipeline="ZImagePipeline",
     configs={
         "transformer": {},  # diffusers' defaults are the published model
-        "vae": autoencoder(
-            16,
-            sample_size=1024,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        ),
+        "vae": FLUX_AUTOENCODER | {"sample_size": 1024},
         "text_encoder": QWEN3_4B,
         "scheduler": {"num_train_timesteps": 1000, "shift": 3.0},
     },
