@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from core.errors import OutOfMemory
 from training.families.record import Sizes
 from training.families.registry import FAMILIES
-from training.options import Quantisation
+from training.options import Quantisation, Ranks
 from training.spec import TrainSpec
 
 GIB = 2**30
@@ -76,13 +76,20 @@ def needed(
         quantised, largest = sizes.quantised
         weights += round(quantised * (_QUANTISED_BYTES[quantisation] - weight_bytes))
         activations += largest * (weight_bytes + 4)  # the layer in use, dequantised through float32
-    numbers = sizes.lora[adapter.targets] * padded(spec.rank) * slots
+    numbers = _numbers(sizes, spec) * slots
     kept = numbers * (_KEPT_BYTES[spec.optimizer] + (4 if spec.optimization.ema_decay else 0))
     if spec.validation.held_out or spec.validation.previews:
         kept += numbers * (4 + weight_bytes)  # an evaluation's copy of the weights, and as its layers apply them
     step = max(activations + numbers * _APPLIED_BYTES, numbers * _UPDATE_BYTES[spec.optimizer])
     most = max(weights + kept + step * _FRAGMENTATION, sizes.encoders)
     return round(most * share + _RUNTIME_BYTES)
+
+
+def _numbers(sizes: Sizes, spec: TrainSpec) -> int:
+    """The numbers of one LoRA in its slot."""
+    ranks = padded_ranks(spec.ranks)
+    spatial = sizes.spatial if spec.adapter.targets == "convolutions" else 0
+    return (sizes.lora[spec.adapter.targets] - spatial) * ranks.plain + spatial * ranks.of(spatial=True)
 
 
 def plan(
@@ -155,3 +162,8 @@ def sizes_of(family: str) -> Sizes:
 def padded(rank: int) -> int:
     """The padded rank of a job's slot: the next power of two, at least 4."""
     return max(4, 1 << (rank - 1).bit_length())
+
+
+def padded_ranks(ranks: Ranks) -> Ranks:
+    """The padded ranks of a job's slot."""
+    return Ranks(padded(ranks.plain), None if ranks.spatial is None else padded(ranks.spatial))

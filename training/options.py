@@ -6,7 +6,7 @@ recipe of existing trainings.
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
@@ -23,6 +23,17 @@ Prompt = Annotated[
 Side = Annotated[int, Field(ge=64, le=2048, multiple_of=64)]
 
 MIN_SNR_GAMMA = 5.0  # of min_snr, as recommended by its paper
+
+
+class Ranks(NamedTuple):
+    """The rank of each layer of one LoRA."""
+
+    plain: int
+    spatial: int | None = None  # of convolutions over several pixels; None: as the others
+
+    def of(self, *, spatial: bool) -> int:
+        """The rank of a layer."""
+        return self.spatial if spatial and self.spatial is not None else self.plain
 
 
 class Group(NumbersAreNotBools):
@@ -46,6 +57,18 @@ class Adapter(Group):
     targets: Targets = Field(default="attention", description="which layers get a LoRA")
     rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank) instead of alpha / rank")
     dora: bool = Field(default=False, description="train the magnitudes of the weights separately (DoRA)")
+    conv_rank: int | None = Field(
+        default=None, ge=1, le=256, description="rank of 3 x 3 convolutions; default: the rank of the other layers"
+    )
+    conv_alpha: float | None = Field(
+        default=None, gt=0, le=1024, description="alpha of 3 x 3 convolutions; default: the scale of the other layers"
+    )
+
+    @model_validator(mode="after")
+    def _has_convolutions(self) -> Self:
+        if self.targets != "convolutions" and (self.conv_rank is not None or self.conv_alpha is not None):
+            raise ValueError("conv_rank and conv_alpha need targets convolutions")
+        return self
 
 
 class Optimization(Group):

@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from core.numbers import NumbersAreNotBools
 from training.families.registry import BASE_MODELS, FAMILIES
-from training.options import Adapter, Data, Group, Objective, Optimization, Validation
+from training.options import Adapter, Data, Group, Objective, Optimization, Ranks, Validation
 
 
 class _FamilyName:
@@ -268,6 +268,27 @@ class TrainSpec(NumbersAreNotBools):
     def file_alpha(self) -> float:
         """The alpha in the LoRA file: loaders divide it by the rank, which gives `scale`."""
         return self.alpha * sqrt(self.rank) if self.adapter.rslora else self.alpha
+
+    @property
+    def ranks(self) -> Ranks:
+        """The rank of each kind of layer. Convolutions have one of their own if the rank or the alpha is given."""
+        asked = self.adapter
+        has_own = asked.conv_rank is not None or asked.conv_alpha is not None
+        return Ranks(self.rank, asked.conv_rank or self.rank if has_own else None)
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        """The factors of B A: of most layers, and of 3 x 3 convolutions."""
+        asked, (_, rank) = self.adapter, self.ranks
+        if rank is None or asked.conv_alpha is None:
+            return self.scale, self.scale
+        return self.scale, asked.conv_alpha / (sqrt(rank) if asked.rslora else rank)
+
+    @property
+    def file_alphas(self) -> tuple[float, float]:
+        """The alphas in the LoRA file, of layers as in `scales`."""
+        rank = self.ranks.of(spatial=True)
+        return self.file_alpha, self.file_alpha if self.ranks.spatial is None else self.scales[1] * rank
 
     def steps(self, pictures: int) -> int:
         """The number of steps for a training with `pictures` pictures, including held-out ones."""

@@ -22,7 +22,7 @@ from training.families.diffusion import DiscreteSchedule
 from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Where
 from training.families.z_image import FlowSchedule
-from training.memory_plan import padded
+from training.memory_plan import padded_ranks
 from training.ports import Example, TrainRun
 from training.spec import TrainSpec
 from training.tiny import base as tiny_base
@@ -105,8 +105,8 @@ def job_of(family: str, base: Base, seed: int, *, slots: int = 1, size: str = ""
         one[channels:] = _LOG_VARIANCE
     conditions = [_condition(family, base, chance, pixels) for _ in examples]
     shape = Shape(
-        tuple(moments[0].shape) if families.find(family).shares_steps else (seed,), spec.batch_size, padded(spec.rank),
-        targets=spec.adapter.targets, dora=spec.adapter.dora, optimizer=spec.optimizer,
+        tuple(moments[0].shape) if families.find(family).shares_steps else (seed,), spec.batch_size,
+        padded_ranks(spec.ranks), targets=spec.adapter.targets, dora=spec.adapter.dora, optimizer=spec.optimizer,
     )  # fmt: skip
     order = SampleOrder(examples, spec.batch_size, seed)
     return SlotJob(

@@ -8,7 +8,7 @@ from sqlmodel import col
 from core.brokers.queues import TRAIN
 from storage.tables.jobs import ACTIVE, Job
 from training.families.registry import trained_here
-from training.memory_plan import padded
+from training.memory_plan import padded_ranks
 from training.spec import TrainSpec
 
 HELD = "held"  # not a queue of Celery either, and not one of QUEUES: these jobs wait for an approval
@@ -24,7 +24,7 @@ def queue_of(spec: TrainSpec) -> str:
 def shape_of(spec: TrainSpec) -> str:
     """The same text for jobs that may train in one step."""
     parts = (
-        spec.base_model, spec.resolution, spec.aspect_buckets, spec.batch_size, padded(spec.rank),
+        spec.base_model, spec.resolution, spec.aspect_buckets, spec.batch_size, padded_ranks(spec.ranks),
         spec.objective.prior_weight > 0, spec.adapter.targets, spec.adapter.dora, spec.optimizer,
     )  # fmt: skip
     return " ".join(map(str, parts))

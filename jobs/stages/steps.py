@@ -207,7 +207,7 @@ def upload(services: Services, job_id: str) -> None:
         sha256 = job.lora_sha256 or ""
         data = services.store.get(keys.output(job_id, sha256))
         _compare(data, sha256, "the trained file")
-        lora_file.check_lora_file(data, family=spec.family, rank=spec.rank)
+        lora_file.check_trained(data, spec)
         key = keys.lora(job.public_model_id)
         try:
             services.store.put(key, data, create_only=True)

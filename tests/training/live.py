@@ -63,7 +63,7 @@ class Live:
                 loss = errors(self.engine.family, self.base, batch.made, batch.conditions).mean()
                 loss.backward()  # type: ignore[no-untyped-call]
         assert stack.masters.grad is not None
-        return loss.item(), layout.read(stack.masters.grad[0], self.job.run.spec.rank)
+        return loss.item(), layout.read(stack.masters.grad[0], self.job.run.spec.ranks)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -21,11 +21,15 @@ from training.engine.cohorts.job_batch import draw
 from training.engine.objective import errors
 from training.families.family import Base
 from training.lora import file as lora_file
+from training.lora.inspect import inspect
+from training.lora.reading import read_lora
 from training.lora.safetensor import pack, tensor, unpack
 from training.ports import TrainResult, TrainRun
 
 Runs = Callable[..., TrainRun]
-KINDS: dict[str, dict[str, bool]] = {"all": {}, "rslora": {"rslora": True}, "dora": {"dora": True}}
+KINDS: dict[str, dict[str, Any]] = {"all": {}, "rslora": {"rslora": True}, "dora": {"dora": True}}
+# Convolutions with a rank and an alpha of their own.
+OWN: dict[str, Any] = {"targets": "convolutions", "conv_rank": 2, "conv_alpha": 3.0}
 
 
 def peft_of(run: TrainRun, weights: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -38,6 +42,10 @@ def peft_of(run: TrainRun, weights: dict[str, Any]) -> tuple[Any, dict[str, Any]
         use_rslora=adapter.rslora,
         use_dora=adapter.dora,
     )
+    if adapter.conv_rank is not None and adapter.conv_alpha is not None:
+        spatial = [name for name, part in oracle.denoiser.named_modules() if getattr(part, "kernel_size", 1) == (3, 3)]
+        config.rank_pattern = dict.fromkeys(spatial, adapter.conv_rank)
+        config.alpha_pattern = dict.fromkeys(spatial, adapter.conv_alpha)
     oracle.denoiser.add_adapter(config)
     layers = {name: module for name, module in oracle.denoiser.named_modules() if hasattr(module, "lora_A")}
     for name, layer in layers.items():
@@ -51,10 +59,14 @@ def peft_of(run: TrainRun, weights: dict[str, Any]) -> tuple[Any, dict[str, Any]
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [("sd15", "all"), ("sd15", "rslora"), ("sd15", "dora"), ("sdxl", "dora"), ("z-image", "all"), ("z-image", "dora")],
+    [
+        *[("sd15", "all"), ("sd15", "rslora"), ("sd15", "dora"), ("sdxl", "dora"), ("z-image", "all")],
+        *[("z-image", "dora"), ("sd15", "own"), ("sdxl", "own")],
+    ],
 )
 def test_loss_and_gradients_are_those_of_peft(runs: Runs, family: str, kind: str) -> None:
-    run, found = runs(family, rank=3, alpha=5.0, adapter={"targets": "all", **KINDS[kind]}), families.find(family)
+    adapter = OWN if kind == "own" else {"targets": "all", **KINDS[kind]}
+    run, found = runs(family, rank=3, alpha=5.0, adapter=adapter), families.find(family)
     live = Live(run, found, base_of(run))
     for _ in range(2):
         live.step()  # so that B is not zero
@@ -155,12 +167,42 @@ def test_a_dora_without_all_its_magnitudes_is_refused(runs: Runs) -> None:
         lora_file.check_lora_file(pack(tensors, metadata), family="sd15", rank=4)
 
 
+@pytest.mark.parametrize("given", [{"conv_rank": 2}, {"conv_alpha": 3.0}, {"conv_rank": 2, "conv_alpha": 3.0}], ids=str)
+@pytest.mark.parametrize("rslora", [False, True], ids=["lora", "rslora"])
+def test_convolutions_of_their_own_rank_are_in_the_file(runs: Runs, given: dict[str, Any], rslora: bool) -> None:
+    """As kohya's trainer writes them: the rank of 3 x 3 convolutions alone, their alpha, and both in the metadata."""
+    result = train(
+        runs("sd15", rank=4, alpha=8.0, max_steps=1, adapter={"targets": "convolutions", "rslora": rslora, **given})
+    )
+    rank = given.get("conv_rank", 4)
+    scale, own = (8 / 2, 3 / rank**0.5) if rslora else (8 / 4, 3 / rank)
+    own = own if "conv_alpha" in given else scale
+    kinds = set()
+    for module in read_lora(result.path).modules.values():
+        is_spatial = module.down.shape[2:] == (3, 3)
+        assert module.rank == (rank if is_spatial else 4)
+        assert module.scale == pytest.approx(own if is_spatial else scale)
+        kinds.add(module.down.shape[2:])
+    assert kinds == {(), (1, 1), (3, 3)}
+    arguments = json.loads(result.metadata["ss_network_args"])
+    assert (arguments["conv_dim"], float(arguments["conv_alpha"])) == (str(rank), pytest.approx(own * rank, rel=1e-5))
+    found = inspect(result.path)
+    assert (found.verdict, found.ranks) == ("sound", sorted({rank, 4}))
+    tensors, metadata = unpack(result.path.read_bytes())
+    name = next(name for name, held in tensors.items() if name.endswith("lora_down.weight") and len(held.shape) == 4)
+    tensors[name] = tensor(np.ones((7, *tensors[name].shape[1:]), np.float32))
+    with pytest.raises(LoraInvalid, match="has rank 7"):
+        lora_file.check_trained(
+            pack(tensors, metadata), runs("sd15", rank=4, adapter={"targets": "convolutions", **given}).spec
+        )
+
+
 # ---- beside others ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["all", "dora"])
+@pytest.mark.parametrize("kind", ["all", "dora", "own"])
 def test_a_jobs_bytes_do_not_depend_on_its_neighbours(runs: Runs, kind: str) -> None:
-    adapter = {"targets": "all", **KINDS[kind]}
+    adapter = OWN if kind == "own" else {"targets": "all", **KINDS[kind]}
     mine: dict[str, Any] = {"slots": 4, "seed": 11, "max_steps": 12, "adapter": adapter}
     alone = train(runs(name="alone", **mine))
     others = [
@@ -173,8 +215,8 @@ def test_a_jobs_bytes_do_not_depend_on_its_neighbours(runs: Runs, kind: str) -> 
     assert last.sha256 == alone.sha256
 
 
-def test_a_dora_goes_on_byte_identical(runs: Runs) -> None:
-    adapter = {"targets": "all", "dora": True}
+@pytest.mark.parametrize("adapter", [{"targets": "all", "dora": True}, OWN], ids=["dora", "own rank"])
+def test_a_training_goes_on_byte_identical(runs: Runs, adapter: dict[str, Any]) -> None:
     kept = MemoryCheckpoints()
     whole = train(runs(name="whole", max_steps=12, every=1, checkpoints=kept, adapter=adapter))
     kept.held = {step: data for step, data in kept.held.items() if step <= 5}

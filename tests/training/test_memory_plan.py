@@ -64,6 +64,7 @@ COUNTED: list[tuple[str, int, dict[str, Any]]] = [
     ("sd15", 512, {"batch_size": 2}),
     ("sd15", 512, {"rank": 64, "adapter": {"dora": True, "targets": "all"}}),
     ("sd15", 512, {"adapter": {"targets": "convolutions"}}),
+    ("sd15", 512, {"rank": 8, "adapter": {"targets": "convolutions", "conv_rank": 128}}),
     ("sdxl", 768, {}),
     ("z-image", 768, {}),
 ]

@@ -29,9 +29,9 @@ from training.spec import TrainSpec
 Runs = Callable[..., TrainRun]
 SIZE, EDGE = 640, 200  # of a row, and where the numbers of B begin
 TERMS = (
-    OptimizerParams(rate=1e-3, scale=1.0),
-    OptimizerParams(rate=5e-2, scale=1.0, ratio=4.0, decay=0.1, clip=0.5),
-    OptimizerParams(rate=1e-4, scale=1.0, decay=0.0, clip=100.0, averaging=0.9),
+    OptimizerParams(rate=1e-3, scales=(1.0, 1.0)),
+    OptimizerParams(rate=5e-2, scales=(1.0, 1.0), ratio=4.0, decay=0.1, clip=0.5),
+    OptimizerParams(rate=1e-4, scales=(1.0, 1.0), decay=0.0, clip=100.0, averaging=0.9),
 )
 
 
@@ -117,8 +117,8 @@ def prodigy(weights: np.ndarray, slopes: list[np.ndarray], rate: float, decay: f
 
 def test_prodigy_is_the_papers() -> None:
     terms = (
-        OptimizerParams(rate=1.0, scale=1.0, decay=0.0),
-        OptimizerParams(rate=0.7, scale=1.0, decay=1e-2, clip=5.0),
+        OptimizerParams(rate=1.0, scales=(1.0, 1.0), decay=0.0),
+        OptimizerParams(rate=0.7, scales=(1.0, 1.0), decay=1e-2, clip=5.0),
     )
     stack = stack_of(Prodigy, terms)
     stack.masters.data.mul_(1e-3)  # its first steps are of 1e-6, which float32 does not see beside 1
@@ -207,9 +207,9 @@ def test_rows_move_as_if_they_were_alone() -> None:
     """Bit for bit, whatever the neighbours ask for, in whichever slot, and after a move to another stack."""
     steps = gradients(12, 4)
     for kind in OPTIMIZERS.values():
-        terms = [*TERMS, OptimizerParams(rate=1e-2, scale=1.0)]
+        terms = [*TERMS, OptimizerParams(rate=1e-2, scales=(1.0, 1.0))]
         if kind is Prodigy:
-            terms = [OptimizerParams(rate=one.rate * 10, scale=1.0, averaging=one.averaging) for one in terms]
+            terms = [OptimizerParams(rate=one.rate * 10, scales=(1.0, 1.0), averaging=one.averaging) for one in terms]
         layout: Any = SimpleNamespace(size=SIZE, boundary=EDGE)
         start = torch.randn(SIZE, generator=torch.Generator().manual_seed(3))
 

@@ -24,7 +24,7 @@ from training.families.registry import trained_here
 from training.families.weights import quantised
 from training.families.weights.quantised import linears, weight_of
 from training.lora import file as lora_file
-from training.options import Quantisation
+from training.options import Quantisation, Ranks
 from training.ports import TrainResult, TrainRun
 
 Runs = Callable[..., TrainRun]
@@ -107,8 +107,8 @@ def gradient(run: TrainRun, base: Base, *, dora: bool) -> Tensor:
     family = families.find(run.spec.family)
     given = sample(run, base)
     layers = LoRALayers(base.denoiser, family.targets)
-    layout = layers.layout("all", 4, dora=dora)
-    vector = layout.begin(3, 4)
+    layout = layers.layout("all", Ranks(4), dora=dora)
+    vector = layout.begin(3, Ranks(4))
     vector[layout._parts[0] : layout._parts[0] + layout._parts[1]].normal_(0, 0.02, generator=generator(4, "up", 0))
     stack = vector.unsqueeze(0).requires_grad_()
     with layers.applying(layout.loras(stack, torch.ones(1, 1), torch.float32)):

@@ -112,7 +112,12 @@ def test_diffusers_reads_the_live_model_back(
 
 
 @pytest.mark.parametrize(
-    "adapter", [{"targets": "all"}, {"targets": "convolutions"}, {"dora": True}, {"rslora": True}], ids=str
+    "adapter",
+    [
+        *[{"targets": "all"}, {"targets": "convolutions"}, {"dora": True}, {"rslora": True}],
+        {"targets": "convolutions", "conv_rank": 2, "conv_alpha": 1.0},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("form", ["kohya", "peft"])
 def test_options_of_the_adapter_are_read_back(runs: Runs, form: str, adapter: dict[str, Any], tmp_path: Path) -> None:
@@ -201,7 +206,7 @@ def test_scale_survives(runs: Runs) -> None:
     """Rank 4, alpha 32 is scale 8 in the live model, in the file, and after diffusers has read it."""
     run = runs(rank=4, alpha=32.0)
     live, path = trained(run)
-    assert live.cohort.stack.scales.tolist() == [[8.0]]
+    assert live.cohort.stack.scales.tolist() == [[8.0, 8.0]]
     pipeline = sample.load_pipeline(run.base_model, "sd15", torch.device("cpu"))
     sample.add_lora(pipeline, path)
     loaded = [module for module in pipeline.unet.modules() if hasattr(module, "lora_A")]

@@ -62,8 +62,9 @@ def serialize_lora(
         validation=validation,
         quantisation=state.quantisation,
     )
-    data = lora_file.serialize_lora(spec.family, matrices_of(state.delivered), spec.file_alpha, metadata)
-    return data, lora_file.check_lora_file(data, family=spec.family, rank=spec.rank)
+    alpha, conv_alpha = spec.file_alphas
+    data = lora_file.serialize_lora(spec.family, matrices_of(state.delivered), alpha, metadata, conv_alpha)
+    return data, lora_file.check_trained(data, spec)
 
 
 def _delivered_validation(spec: TrainSpec, state: State) -> tuple[int, float] | None:

@@ -22,7 +22,7 @@ from training.engine.randomness import SampleOrder
 from training.engine.state import State
 from training.families.latents import decoded
 from training.lora import metadata as lora_metadata
-from training.memory_plan import Plan, padded
+from training.memory_plan import Plan, padded_ranks
 from training.ports import TrainRun
 
 log = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ def _slot_job(
         Shape(
             tuple(dataset.moments[0].shape) if is_shared else (id(order),),
             spec.batch_size,
-            padded(spec.rank),
+            padded_ranks(spec.ranks),
             has_prior=spec.objective.prior_weight > 0,
             targets=spec.adapter.targets,
             dora=spec.adapter.dora,

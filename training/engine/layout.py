@@ -5,7 +5,7 @@ Layers have the names that peft gives them.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from training.engine.randomness import generator
 from training.families.weights.quantised import weight_of
 from training.lora.file import Matrices
 from training.lora.safetensor import Array
+from training.options import Ranks
 
 # Rows are aligned for vector units, so that the sums of a slot do not depend on its position.
 _ALIGNED = 64
@@ -36,6 +37,15 @@ class Site:
     kernel: tuple[int, int] = (1, 1)  # of a convolution
 
     @property
+    def is_spatial(self) -> bool:
+        """Whether it is a convolution over several pixels, which may have a rank of its own."""
+        return self.kernel != (1, 1)
+
+    def rank(self, ranks: Ranks) -> int:
+        """Its rank in a LoRA of these ranks."""
+        return ranks.of(spatial=self.is_spatial)
+
+    @property
     def weight(self) -> Tensor:
         """The frozen weight, [out, in], dequantised if necessary."""
         return weight_of(self.layer).flatten(1)
@@ -53,15 +63,21 @@ class Layout:
     """The positions of all layers' numbers in a slot's vector: first all downs [rank, in], then all ups [out, rank],
     and with DoRA all magnitudes [out].
 
-    `rank` is the padded rank. Padding is zero and stays zero, because its gradient is zero.
+    `ranks` are the padded ranks. Padding is zero and stays zero, because its gradient is zero.
     """
 
-    def __init__(self, sites: Sequence[Site], rank: int, *, dora: bool = False, places: int | None = None) -> None:
+    def __init__(self, sites: Sequence[Site], ranks: Ranks, *, dora: bool = False, places: int | None = None) -> None:
         """places: the number of all wrapped layers; `sites` may be some of them. None: `sites` are all."""
-        self.sites, self.rank, self.dora = tuple(sites), rank, dora
-        self.downs = [rank * site.inputs for site in sites]
-        self.ups = [site.outputs * rank for site in sites]
+        self.sites, self.ranks, self.dora = tuple(sites), ranks, dora
+        self._ranks = [site.rank(ranks) for site in sites]
+        self.downs = [rank * site.inputs for site, rank in zip(sites, self._ranks, strict=True)]
+        self.ups = [site.outputs * rank for site, rank in zip(sites, self._ranks, strict=True)]
         self.magnitudes = [site.outputs for site in sites] if dora else []
+        # Which scale the ups have that follow each other, and how many numbers they are.
+        self._scaled_runs = [
+            (int(is_spatial), sum(width for _, width in run))
+            for is_spatial, run in groupby(zip(sites, self.ups, strict=True), key=lambda one: one[0].is_spatial)
+        ]
         parts = [sum(self.downs), sum(self.ups), sum(self.magnitudes)]
         self.size = sum(parts) + -sum(parts) % _ALIGNED
         self._parts = [*parts, self.size - sum(parts)]
@@ -71,15 +87,16 @@ class Layout:
     def loras(self, stack: Tensor, scales: Tensor, dtype: torch.dtype) -> list[LoRA | None]:
         """The LoRAs of all slots by the place of their layer; None for a layer without LoRA.
 
-        stack [N, P] and scales [N, 1] are float32. The result is differentiable with respect to the stack.
+        stack [N, P] and scales [N, 2], see `TrainSpec.scales`, are float32. The result is differentiable with respect
+        to the stack.
         """
         downs, ups, magnitudes, _ = torch.split(stack, self._parts, 1)
-        downs, ups = downs.to(dtype), (ups * scales).to(dtype)
+        downs, ups = downs.to(dtype), self._scaled(ups, scales).to(dtype)
         made: list[LoRA | None] = [None] * self._places
-        for site, down, up in zip(
-            self.sites, torch.split(downs, self.downs, 1), torch.split(ups, self.ups, 1), strict=True
+        for site, rank, down, up in zip(
+            self.sites, self._ranks, torch.split(downs, self.downs, 1), torch.split(ups, self.ups, 1), strict=True
         ):
-            made[site.place] = LoRA(down.view(-1, self.rank, site.inputs), up.view(-1, site.outputs, self.rank))
+            made[site.place] = LoRA(down.view(-1, rank, site.inputs), up.view(-1, site.outputs, rank))
         for site, squares, magnitude in zip(
             self.sites if self.dora else (), self._squares, torch.split(magnitudes, self.magnitudes, 1), strict=True
         ):
@@ -90,7 +107,14 @@ class Layout:
             )
         return made
 
-    def begin(self, seed: int, rank: int) -> Tensor:
+    def _scaled(self, ups: Tensor, scales: Tensor) -> Tensor:
+        """All ups, each multiplied by its scale."""
+        if self.ranks.spatial is None:
+            return ups * scales[:, :1]
+        parts = zip(self._scaled_runs, torch.split(ups, [width for _, width in self._scaled_runs], 1), strict=True)
+        return torch.cat([part * scales[:, column : column + 1] for (column, _), part in parts], 1)
+
+    def begin(self, seed: int, ranks: Ranks) -> Tensor:
         """A slot's vector [P] at step 0, on the CPU: peft's default initialisation, drawn from the job's seed.
 
         A is uniform in ±1/sqrt(in) (kaiming with a = sqrt 5), and B is zero, as in peft's
@@ -100,6 +124,7 @@ class Layout:
         for place, site in enumerate(self.sites):
             bound = site.inputs**-0.5
             chance = generator(seed, "start", place)
+            rank = site.rank(ranks)
             down = torch.empty(rank, site.inputs).uniform_(-bound, bound, generator=chance)
             drawn[f"{site.name}.down"] = down.numpy()
             drawn[f"{site.name}.up"] = np.zeros((site.outputs, rank), np.float32)
@@ -116,7 +141,7 @@ class Layout:
             view[tuple(slice(length) for length in held.shape)] = held
         return vector
 
-    def read(self, vector: Tensor, rank: int) -> dict[str, Array]:
+    def read(self, vector: Tensor, ranks: Ranks) -> dict[str, Array]:
         """The arrays in a slot's vector, float32, without padding.
 
         `{module}.down` [rank, in], `{module}.up` [out, rank], and with DoRA `{module}.magnitude` [out]; for a
@@ -125,6 +150,7 @@ class Layout:
         views = self._views(vector.detach().to("cpu", torch.float32, copy=True))
         found = {}
         for site in self.sites:
+            rank = site.rank(ranks)
             down, up = views[f"{site.name}.down"][:rank], views[f"{site.name}.up"][:, :rank]
             if site.is_convolution:
                 down, up = down.reshape(rank, -1, *site.kernel), up.reshape(*up.shape, 1, 1)
@@ -145,8 +171,9 @@ class Layout:
         spans = [vector[begin:end] for begin, end in pairwise(edges)]
         count = len(self.sites)
         for place, site in enumerate(self.sites):
-            found[f"{site.name}.down"] = spans[place].view(self.rank, site.inputs)
-            found[f"{site.name}.up"] = spans[count + place].view(site.outputs, self.rank)
+            rank = self._ranks[place]
+            found[f"{site.name}.down"] = spans[place].view(rank, site.inputs)
+            found[f"{site.name}.up"] = spans[count + place].view(site.outputs, rank)
             if self.dora:
                 found[f"{site.name}.magnitude"] = spans[2 * count + place]
         return found

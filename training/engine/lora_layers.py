@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from core.errors import BaseModelUnavailable
 from training.engine.layout import Layout, LoRA, Site
+from training.options import Ranks
 
 
 class LoRALayer(nn.Module):
@@ -103,10 +104,12 @@ class LoRALayers:
         """The index of the first target set with the layer."""
         return next(place for place, pattern in enumerate(self._targets.values()) if re.fullmatch(pattern, name))
 
-    def layout(self, targets: str, rank: int, *, dora: bool = False) -> Layout:
-        """The layout of LoRAs of (padded) `rank` on one target set."""
+    def layout(self, targets: str, ranks: Ranks, *, dora: bool = False) -> Layout:
+        """The layout of LoRAs of (padded) `ranks` on one target set. Layers with a rank of their own are last."""
         sites = [site for site in self.sites if re.fullmatch(self._targets[targets], site.name)]
-        return Layout(sites, rank, dora=dora, places=len(self.sites))
+        if ranks.spatial is not None:
+            sites.sort(key=lambda site: site.is_spatial)
+        return Layout(sites, ranks, dora=dora, places=len(self.sites))
 
     @contextmanager
     def applying(self, loras: Sequence[LoRA | None] | None) -> Iterator[None]:

@@ -29,7 +29,8 @@ from training.families.record import Family, Sizes
 from training.families.registry import trained_here
 from training.families.weights.parts import class_of
 from training.families.weights.quantised import linears
-from training.memory_plan import padded
+from training.memory_plan import padded_ranks
+from training.options import Ranks
 from training.spec import TrainSpec
 
 _META = torch.device("meta")
@@ -133,7 +134,7 @@ def measure(
     device, dtype = next(denoiser.parameters()).device, denoiser.dtype
     weights = sum(_rounded(part.numel() * part.element_size()) for part in denoiser.parameters())
     layers = LoRALayers(denoiser, family.targets)
-    layout = layers.layout(spec.adapter.targets, padded(spec.rank), dora=spec.adapter.dora)
+    layout = layers.layout(spec.adapter.targets, padded_ranks(spec.ranks), dora=spec.adapter.dora)
     batch = _batch(family, denoiser, spec, size, slots, tokens)
     with device:
         schedule, _ = family.stand_in(denoiser, tokens)
@@ -184,17 +185,16 @@ def sizes_of(name: Any) -> Sizes:
         denoiser = family.denoiser.from_config(dict(config))
     large = [layer.weight.numel() for layer in linears(denoiser, family.quantised).values()]
     layers = LoRALayers(denoiser, family.targets)
+    sites = {targets: layers.layout(targets, Ranks(4)).sites for targets in family.targets}
     return Sizes(
         parameters=sum(part.numel() for part in denoiser.parameters()),
         quantised=(sum(large), max(large)),
         encoders=_encoders(family.record),
-        lora={
-            targets: sum(site.inputs + site.outputs for site in layers.layout(targets, 4).sites)
-            for targets in family.targets
-        },
-        modules={targets: len(layers.layout(targets, 4).sites) for targets in family.targets},
+        lora={targets: sum(site.inputs + site.outputs for site in those) for targets, those in sites.items()},
+        modules={targets: len(those) for targets, those in sites.items()},
         sample=_line(family, config, checkpointing=False),
         checkpointed=_line(family, config, checkpointing=True),
+        spatial=sum(site.inputs + site.outputs for site in sites.get("convolutions", ()) if site.is_spatial),
     )
 
 

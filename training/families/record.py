@@ -56,6 +56,7 @@ class Sizes:
     modules: Mapping[str, int]  # layers that get a LoRA, by target set
     sample: tuple[int, int]  # bytes of a step per sample, and per latent pixel of a sample
     checkpointed: tuple[int, int]  # the same with gradient checkpointing
+    spatial: int = 0  # of the parameters of `lora`, those on 3 x 3 convolutions, in the target set `convolutions`
 
 
 @dataclass(frozen=True)

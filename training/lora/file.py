@@ -7,7 +7,7 @@ except in families whose readers refuse one: there the scale is multiplied into 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from core.files import atomic_file
 from training.families.record import Naming
 from training.families.registry import FAMILIES
 from training.lora.safetensor import Array, Malformed, Tensor, data_offset, pack, tensor, unpack
+from training.spec import TrainSpec
 
 DEFAULT_MAX_BYTES = 2 * 2**30
 
@@ -72,25 +73,35 @@ def naming_of(family: str) -> Naming:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def serialize_lora(family: str, weights: Mapping[str, Matrices], alpha: float, metadata: Mapping[str, str]) -> bytes:
+def serialize_lora(
+    family: str, weights: Mapping[str, Matrices], alpha: float, metadata: Mapping[str, str],
+    conv_alpha: float | None = None,
+) -> bytes:  # fmt: skip
     """A LoRA file as bytes; the same arguments give the same bytes.
 
-    weights: the matrices of each module, by diffusers' name. alpha: loaders scale the LoRA by alpha / rank. The hashes
-    by which user interfaces recognise files are added to `metadata`.
+    weights: the matrices of each module, by diffusers' name. alpha: loaders scale the LoRA by alpha / rank.
+    conv_alpha: of 3 x 3 convolutions, if it differs. The hashes by which user interfaces recognise files are added to
+    `metadata`.
     """
     naming = naming_of(family)
     tensors: dict[str, Tensor] = {}
     for module, (down, up, *magnitude) in weights.items():
         stem = naming.stem(module)
+        own = conv_alpha if conv_alpha is not None and _is_spatial(down.shape) else alpha
         if not naming.alpha:
-            up = up * np.float32(alpha / down.shape[0])
+            up = up * np.float32(own / down.shape[0])
         tensors[stem + naming.down] = tensor(down, naming.kind)
         tensors[stem + naming.up] = tensor(up, naming.kind)
         if naming.alpha:  # always float32: rounded to 16 bits it would change the strength
-            tensors[stem + ".alpha"] = tensor(np.asarray(alpha, np.float32))
+            tensors[stem + ".alpha"] = tensor(np.asarray(own, np.float32))
         for held in magnitude:  # a column, so that it broadcasts over the outputs of the weights
             tensors[stem + MAGNITUDE] = tensor(np.reshape(held, (-1, *[1] * (down.ndim - 1))).astype(np.float32))
     return pack(tensors, {**metadata, **hashes(tensors, metadata)})
+
+
+def _is_spatial(shape: tuple[int, ...]) -> bool:
+    """Whether a module with a down matrix of this shape is a convolution over several pixels."""
+    return shape[2:] not in ((), (1, 1))
 
 
 def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
@@ -116,13 +127,13 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def check_lora_file(
-    path_or_bytes: Path | str | bytes, *, family: str, rank: int, modules: int | None = None,
-    max_bytes: int = DEFAULT_MAX_BYTES,
+    path_or_bytes: Path | str | bytes, *, family: str, rank: int, conv_rank: int | None = None,
+    modules: int | None = None, max_bytes: int = DEFAULT_MAX_BYTES,
 ) -> LoraReport:  # fmt: skip
     """Check that a file is a complete LoRA of `family` and `rank`, with finite weights and all metadata.
 
-    The file may come from a remote server, so nothing in it is trusted. modules: how many it must have, if that is
-    known. Raises LoraInvalid, which says what is wrong.
+    The file may come from a remote server, so nothing in it is trusted. conv_rank: of 3 x 3 convolutions, if it may
+    differ. modules: how many the file must have, if that is known. Raises LoraInvalid, which says what is wrong.
     """
     data = read_bytes(path_or_bytes, max_bytes)
     try:
@@ -133,14 +144,19 @@ def check_lora_file(
     stems = _stems(tensors, naming, family)
     if modules is not None and len(stems) != modules:
         raise LoraInvalid(f"the LoRA file has {len(stems)} modules; a {family} LoRA with its targets has {modules}")
-    alphas = {alpha for stem in stems if (alpha := _check_module(tensors, naming, stem, rank)) is not None}
-    if len(alphas) > 1:
-        raise LoraInvalid(f"the LoRA file has {len(alphas)} different alphas: {sorted(alphas)[:5]}")
-    alpha = _check_metadata(metadata, data, rank, alphas.pop() if alphas else None)
+    spatial = [stem for stem in stems if conv_rank is not None and _is_spatial(tensors[stem + naming.down].shape)]
+    plain = [stem for stem in stems if stem not in set(spatial)]
+    _one_alpha(tensors, naming, spatial, conv_rank or rank)
+    alpha = _check_metadata(metadata, data, rank, _one_alpha(tensors, naming, plain, rank))
     parameters = sum(tensors[stem + end].elements.size for stem in stems for end in (naming.down, naming.up))
     return LoraReport(
         family, rank, alpha, len(stems), parameters, len(data), hashlib.sha256(data).hexdigest(), metadata
     )
+
+
+def check_trained(data: bytes, spec: TrainSpec, modules: int | None = None) -> LoraReport:
+    """Check that a file is the LoRA of a training. modules: see `check_lora_file`. Raises LoraInvalid."""
+    return check_lora_file(data, family=spec.family, rank=spec.rank, conv_rank=spec.ranks.spatial, modules=modules)
 
 
 def read_bytes(path_or_bytes: Path | str | bytes, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
@@ -178,6 +194,14 @@ def _stems(tensors: Mapping[str, Tensor], naming: Naming, family: str) -> list[s
         if missing:
             raise LoraInvalid(f"the LoRA file lacks {stem}{missing[0]}")
     return list(stems)
+
+
+def _one_alpha(tensors: Mapping[str, Tensor], naming: Naming, stems: Sequence[str], rank: int) -> float | None:
+    """Check modules of one rank and alpha; returns the alpha, None if they have none."""
+    alphas = {alpha for stem in stems if (alpha := _check_module(tensors, naming, stem, rank)) is not None}
+    if len(alphas) > 1:
+        raise LoraInvalid(f"the LoRA file has {len(alphas)} different alphas: {sorted(alphas)[:5]}")
+    return alphas.pop() if alphas else None
 
 
 def _check_module(tensors: Mapping[str, Tensor], naming: Naming, stem: str, rank: int) -> float | None:

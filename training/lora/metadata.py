@@ -87,7 +87,7 @@ def build_metadata(
         **validated,
         **({"imprint_base_quantisation": quantisation} if quantisation != "none" else {}),
         **_kohya(spec, examples, steps),
-        **({"ss_network_args": _json(spec.adapter.to_dict())} if spec.adapter.to_dict() else {}),
+        **_network_args(spec),
         **_modelspec(spec, prediction),
         "imprint_version": own_version(),
         "imprint_family": spec.family,
@@ -99,6 +99,16 @@ def build_metadata(
         "imprint_base_sha256": base_sha256,
         "format": "pt",
     }
+
+
+def _network_args(spec: TrainSpec) -> dict[str, str]:
+    """The arguments of the network: kohya's `conv_dim` and `conv_alpha`, as its trainer writes them, and our own."""
+    given: dict[str, object] = {
+        name: value for name, value in spec.adapter.to_dict().items() if name not in ("conv_rank", "conv_alpha")
+    }
+    if spec.adapter.targets == "convolutions":
+        given |= {"conv_dim": str(spec.ranks.of(spatial=True)), "conv_alpha": f"{spec.file_alphas[1]:g}"}
+    return {"ss_network_args": _json(given)} if given else {}
 
 
 def _kohya(spec: TrainSpec, examples: Sequence[Example], steps: int) -> dict[str, str]:

@@ -24,6 +24,7 @@ from training.engine.recorder import Record
 from training.engine.state import State
 from training.families.family import Base, Where
 from training.lora.safetensor import Array
+from training.options import Ranks
 from training.ports import Example, Progress, TrainRun
 from training.spec import TrainSpec
 from training.tiny import base as tiny_base
@@ -65,7 +66,7 @@ class Trial:
             batch, vector, layout = self._sample(engine)
             loss, gradient = self._gradient(engine, batch, vector, layout)
             oracle = self._base(torch.float32)
-            loss_there, gradient_there = self._peft_gradient(oracle, batch, layout.read(vector, _RANK))
+            loss_there, gradient_there = self._peft_gradient(oracle, batch, layout.read(vector, Ranks(_RANK)))
         return _worst(_off(loss, loss_there), _off(_flat(gradient), _flat(gradient_there)))
 
     def lower_precision(self) -> float:
@@ -81,12 +82,12 @@ class Trial:
         """A batch, and a LoRA that is not zero."""
         layout = self._layout(engine)
         chance = torch.Generator().manual_seed(5)
-        vector = layout.begin(7, _RANK) + 0.02 * torch.randn(layout.size, generator=chance)
+        vector = layout.begin(7, Ranks(_RANK)) + 0.02 * torch.randn(layout.size, generator=chance)
         return draw(self.family, engine.base, self._job(engine), 0), vector, layout
 
     @staticmethod
     def _layout(engine: Engine) -> Layout:
-        return engine.layers.layout("all", _RANK)
+        return engine.layers.layout("all", Ranks(_RANK))
 
     def _gradient(
         self, engine: Engine, batch: JobBatch, vector: Tensor, layout: Layout
@@ -98,7 +99,7 @@ class Trial:
             loss = self._loss(base, batch)
             (loss * _LOSS_SCALE).backward()  # type: ignore[no-untyped-call]
         assert masters.grad is not None  # noqa: S101 - backward has just made it
-        return loss, layout.read(masters.grad[0] / _LOSS_SCALE, _RANK)
+        return loss, layout.read(masters.grad[0] / _LOSS_SCALE, Ranks(_RANK))
 
     def _peft_gradient(
         self, oracle: Base, batch: JobBatch, weights: dict[str, Array]
@@ -159,7 +160,7 @@ class Trial:
             job = self._job(self.engine)
             self._alone = _walk(self._cohort(job), job)
         wanted_losses, wanted = self._alone
-        start = self._layout(self.engine).begin(7, _RANK).double()
+        start = self._layout(self.engine).begin(7, Ranks(_RANK)).double()
         return _worst(_off(torch.tensor(losses), torch.tensor(wanted_losses)), _off(weights - start, wanted - start))
 
     def _cohort(self, job: SlotJob, *, slots: int = 1, record: Record | None = None) -> Cohort:

@@ -122,7 +122,7 @@ def _file_fault(world: World, job: Job) -> str | None:
     try:
         data = world.site.services.store.get(job.lora_key or "")
         spec = spec_of(job)
-        lora_file.check_lora_file(data, family=spec.family, rank=spec.rank)
+        lora_file.check_trained(data, spec)
     except ImprintError as error:
         return f"is ready, and its file: {error}"
     found = hashlib.sha256(data).hexdigest()

@@ -35,7 +35,7 @@ def convert_lora(
     weights = _weights(_read_tensors(source), spec)
     metadata = _metadata(spec, examples, dataset_sha256, base_model)
     data = lora_file.serialize_lora(spec.family, weights, spec.file_alpha, metadata)
-    report = lora_file.check_lora_file(data, family=spec.family, rank=spec.rank, modules=_count(spec, base_model))
+    report = lora_file.check_trained(data, spec, _count(spec, base_model))
     try:
         lora_file.write_file(out, data)
     except OSError as error:

@@ -37,7 +37,7 @@ class Cohort:
     ) -> None:
         """recorder: records steps as CUDA graphs; None: run them eagerly."""
         self.family, self.base, self.layers, self.shape, self.recorder = family, base, layers, shape, recorder
-        self.layout = layers.layout(shape.targets, shape.rank, dora=shape.dora)
+        self.layout = layers.layout(shape.targets, shape.ranks, dora=shape.dora)
         self.jobs: list[SlotJob | None] = [None] * slots  # by slot
         self._use(OPTIMIZERS[shape.optimizer](slots, self.layout, base.device))
         self._pending: deque[tuple[list[tuple[SlotJob, int, int]], PendingLosses]] = deque()
@@ -87,7 +87,7 @@ class Cohort:
         """Give a job the first free slot, with its checkpoint or the initial weights that its seed draws."""
         slot = self.jobs.index(None)
         spec, state, layout = job.run.spec, job.state, self.layout
-        begun = layout.begin(spec.seed, spec.rank)
+        begun = layout.begin(spec.seed, spec.ranks)
         if state is None:
             self.stack.seat(slot, OptimizerParams.of(spec), begun)
         else:
@@ -130,7 +130,7 @@ class Cohort:
             "precision": str(self.base.dtype).removeprefix("torch."),
             "quantisation": self.base.quantisation,
         }
-        return Snapshot(job.step, self._copied_row(job), job.run.spec.rank, rest)
+        return Snapshot(job.step, self._copied_row(job), job.run.spec.ranks, rest)
 
     def _copied_row(self, job: SlotJob) -> Stack:
         row = OPTIMIZERS[self.shape.optimizer](1, self.layout, self.base.device)

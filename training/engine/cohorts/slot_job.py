@@ -15,6 +15,7 @@ from training.engine.randomness import SampleOrder, generator
 from training.engine.state import State
 from training.families.family import Condition
 from training.lora.safetensor import Array
+from training.options import Ranks
 from training.ports import TrainRun
 
 
@@ -43,7 +44,7 @@ class Shape:
 
     latents: tuple[int, ...]  # shape of a picture's moments, [2C, h, w]; a job that steps alone has a value of its own
     batch_size: int
-    rank: int  # padded
+    ranks: Ranks  # padded
     has_prior: bool = False  # whether there is a prior loss beside the pictures': it takes operations of its own
     targets: str = "attention"
     dora: bool = False
@@ -131,10 +132,10 @@ class Snapshot:
 
     step: int
     row: Stack  # of one slot
-    rank: int
+    ranks: Ranks
     rest: Mapping[str, Any]  # the other fields of State
 
     def state(self) -> State:
         """The state on the host. Waits for the device."""
-        weights = self.row.layout.read(self.row.masters[0], self.rank)
-        return State(self.step, weights=weights, kept=self.row.state(0, self.rank), **self.rest)
+        weights = self.row.layout.read(self.row.masters[0], self.ranks)
+        return State(self.step, weights=weights, kept=self.row.state(0, self.ranks), **self.rest)

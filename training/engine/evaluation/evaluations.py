@@ -80,7 +80,7 @@ class Evaluation:
         job, asked = self.job, self.job.run.spec.validation
         job.validation_losses.append((self.step, loss))
         if asked.keep_best and is_best(job.validation_losses):
-            job.best = self._layout.read(self._weights, job.run.spec.rank)
+            job.best = self._layout.read(self._weights, job.run.spec.ranks)
         if is_over(job.validation_losses, asked.patience):
             job.total = self.step
         self.is_validated = True

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from training.engine.layout import Layout
 from training.lora.safetensor import Array
+from training.options import Ranks
 from training.spec import TrainSpec
 
 BETAS = (0.9, 0.999)
@@ -31,7 +32,7 @@ class OptimizerParams:
     """The parameters of one job's row."""
 
     rate: float
-    scale: float  # of its LoRA, see TrainSpec.scale
+    scales: tuple[float, float]  # of its LoRA, see TrainSpec.scales
     ratio: float = 1.0  # rate of B over rate of A (LoRA+, https://arxiv.org/abs/2402.12354)
     decay: float = 1e-2  # decoupled, multiplied by the rate (https://arxiv.org/abs/1711.05101)
     clip: float = 1.0  # the maximum norm of a gradient
@@ -42,7 +43,7 @@ class OptimizerParams:
         asked = spec.optimization
         return cls(
             spec.learning_rate,
-            spec.scale,
+            spec.scales,
             asked.loraplus_ratio,
             asked.weight_decay,
             asked.max_grad_norm,
@@ -66,7 +67,7 @@ class Stack(ABC):
         wide = torch.zeros(slots, 1, dtype=torch.float64, device=device)
         self.updates, self.rates, self.ratios, self.decays, self.averagings = (wide.clone() for _ in range(5))
         self.clips = torch.zeros(slots, 1, device=device)
-        self.scales = torch.zeros(slots, 1, device=device)
+        self.scales = torch.zeros(slots, 2, device=device)
         # With a base in float16, the loss of each slot is scaled so that its gradient neither vanishes nor overflows.
         self.is_scaled = False
         self.loss_scales = torch.zeros(slots, 1, device=device)
@@ -86,10 +87,12 @@ class Stack(ABC):
         self.masters.data[slot].copy_(begun)
         for name, value in (
             *[("updates", updates), ("rates", terms.rate), ("ratios", terms.ratio), ("decays", terms.decay)],
-            *[("clips", terms.clip), ("averagings", terms.averaging), ("scales", terms.scale)],
+            *[("clips", terms.clip), ("averagings", terms.averaging)],
             ("loss_scales", FIRST_LOSS_SCALE),
         ):
             getattr(self, name)[slot] = value
+        for column, scale in enumerate(terms.scales):  # no copy from the host, which would wait for the device
+            self.scales[slot, column] = scale
         self._averaged[slot] = terms.averaging > 0
         if self._averaged[slot]:
             if self.averages is None:
@@ -107,11 +110,11 @@ class Stack(ABC):
             row = getattr(self, name)[slot]
             row.copy_(torch.from_numpy(np.array(kept["optimizer"][name])).view(row.shape))
 
-    def state(self, slot: int, rank: int) -> dict[str, dict[str, Array]]:
-        """The state of a slot of that rank besides its weights, on the host, for a checkpoint."""
-        kept = {name: self.layout.read(getattr(self, name)[slot], rank) for name in self.VECTORS}
+    def state(self, slot: int, ranks: Ranks) -> dict[str, dict[str, Array]]:
+        """The state of a slot of those ranks besides its weights, on the host, for a checkpoint."""
+        kept = {name: self.layout.read(getattr(self, name)[slot], ranks) for name in self.VECTORS}
         if self._averaged[slot]:
-            kept["average"] = self.layout.read(self.effective_weights(slot), rank)
+            kept["average"] = self.layout.read(self.effective_weights(slot), ranks)
         raw = {name: getattr(self, name)[slot].cpu().numpy().copy() for name in self._raw()}
         return kept | ({"optimizer": raw} if raw else {})
 

@@ -173,6 +173,7 @@ SD15 = Family(
         modules={"attention": 128, "all": 192, "convolutions": 278},
         sample=(5657088, 211726),
         checkpointed=(1835008, 57696),
+        spatial=544000,
     ),
     single_file=SingleFile(
         prefixes={
@@ -259,6 +260,7 @@ SDXL = Family(
         modules={"attention": 560, "all": 722, "convolutions": 788},
         sample=(37750784, 369112),
         checkpointed=(11945472, 33440),
+        spatial=355840,
     ),
     single_file=SingleFile(
         prefixes={
