@@ -13,6 +13,7 @@ from fastapi.responses import RedirectResponse
 from core.errors import NotFound, SpecInvalid, Unreachable
 from jobs.owners import people
 from jobs.owners import sessions as kept_sessions
+from jobs.owners.people import Person
 from jobs.services import Services
 from web.auth import ServicesDep, check_rate
 from web.oidc import Attempt, OidcProvider, SignInRefused
@@ -83,7 +84,8 @@ def finish(
             raise SignInRefused(_NOT_BEGUN)
         if not code:
             raise SignInRefused("The provider did not sign you in.")
-        token = people.sign_in(services, services.settings.oidc_issuer or "", provider.claims(code, attempt))
+        person = Person.parse(provider.claims(code, attempt), services.settings)
+        token = people.sign_in(services, person)
     except (SignInRefused, SpecInvalid) as error:
         faults = error.faults if isinstance(error, SpecInvalid) else {"token": str(error)}
         answer: Response = render(request, "sign_in.html", 403, back="/", owner="", faults=faults)
