@@ -25,6 +25,12 @@ class SlotShares:
         self._comes_back: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
+    @property
+    def is_any_taken(self) -> bool:
+        """Whether an owner has a slot now."""
+        with self._lock:
+            return self._taken.total() > 0
+
     def take(self, owner_id: str) -> float:
         """Take a slot for `owner_id`; 0.0, or the seconds after which the owner may ask again.
 

@@ -48,6 +48,12 @@ class JobSettings(BaseModel):
         description="Jobs of a family that are sent to the workers beyond their slots, so that no slot waits for "
         "pictures. At least a quarter of the slots.",
     )
+    prepare_ahead: int = Field(
+        8,
+        ge=0,
+        description="Jobs of a family that wait for their turn and whose pictures a fetch worker prepares while it has "
+        "nothing else to do. 0: none.",
+    )
     admission_floor: int = Field(
         8, ge=1, description="Jobs of a family that are sent while no training worker of the family reports."
     )

@@ -104,6 +104,11 @@ class TrainingSettings(BaseModel):
         le=32,
         description="Most jobs that a training worker trains in one step. 0: one on a CPU, up to 32 on a GPU.",
     )
+    spot_notice: Literal["aws", "gcp"] | None = Field(
+        None,
+        description="Whose metadata server a worker on a spot machine asks for the notice that the machine will be "
+        "taken away: Amazon EC2 or Google Compute Engine. The worker then hands its jobs over and ends.",
+    )
     training_timeout_s: int = Field(8 * 3600, gt=0, description="A training that takes longer fails with `timeout`.")
     stage_timeout_s: int = Field(
         3600,

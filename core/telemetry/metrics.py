@@ -54,6 +54,11 @@ STAGES_OVERDUE = Measure(
     "imprint_stages_overdue", "counter",
     "Attempts at a stage that took longer than IMPRINT_STAGE_TIMEOUT_S and lost their lease.", ("stage",),
 )  # fmt: skip
+PICTURES_AHEAD = Measure(
+    "imprint_pictures_ahead", "counter",
+    "Pictures of jobs that wait for their turn, which idle fetch workers prepared; `overtaken`: the turn came first.",
+    ("outcome",),
+)  # fmt: skip
 LOG_LINES_LOST = Measure(
     "imprint_log_lines_lost", "counter", "Log lines that could not be written, for example because the disk is full."
 )
@@ -94,8 +99,8 @@ SELF_CHECK = Measure(
 )  # fmt: skip
 
 ALL = (
-    STAGE_SECONDS, STAGES_OVERDUE, LOG_LINES_LOST, NOTICES, SWEPT_AT, SWEEP_FAILURES, AUDITED_AT, AUDIT_FINDINGS, STEPS,
-    COHORT, DEVICE_SECONDS, ENCODINGS, BASE_MODELS, SELF_CHECK,
+    STAGE_SECONDS, STAGES_OVERDUE, PICTURES_AHEAD, LOG_LINES_LOST, NOTICES, SWEPT_AT, SWEEP_FAILURES, AUDITED_AT,
+    AUDIT_FINDINGS, STEPS, COHORT, DEVICE_SECONDS, ENCODINGS, BASE_MODELS, SELF_CHECK,
 )  # fmt: skip
 
 

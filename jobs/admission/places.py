@@ -121,13 +121,20 @@ class Places:
         if job.status not in ACTIVE or job.queue not in QUEUES or job.stage not in _EARLY:
             return Expected()
         queue = self._queues[job.queue]
-        if _is_old(queue.known, job):
-            self._renew(session, queue, job)
+        if _is_old(queue.known, job.id):
+            self._renew(session, queue, job.queue, job.id)
         if queue.known is None:
             return Expected(_place_by_age(session, job)) if job.admitted_at is None else Expected()
         expected = queue.known.get(job)
         has_gone = job.admitted_at is not None and expected.place is not None
         return replace(expected, place=None) if has_gone else expected
+
+    def come_next(self, session: Session, name: str, most: int) -> list[str]:
+        """The ids of the jobs of a queue that come next, as it was some seconds ago; none until that is known."""
+        queue = self._queues[name]
+        if _is_old(queue.known):
+            self._renew(session, queue, name)
+        return [] if queue.known is None else [job.id for job in queue.known.order.jobs[:most]]
 
     def wait(self) -> None:
         """Wait until what is computed now is known."""
@@ -135,19 +142,19 @@ class Places:
             if queue.thread is not None:
                 queue.thread.join()
 
-    def _renew(self, session: Session, queue: _Queue, job: Job) -> None:
+    def _renew(self, session: Session, queue: _Queue, name: str, job_id: str | None = None) -> None:
         """Compute the expectations again: here if there are few jobs, or else in a thread, unless it is at it."""
-        is_few = _has_few(session, job.queue)
+        is_few = _has_few(session, name)
         if not queue.lock.acquire(blocking=is_few and queue.known is None):
             return
         try:
-            if not _is_old(queue.known, job):  # another thread was here meanwhile
+            if not _is_old(queue.known, job_id):  # another thread was here meanwhile
                 return
             if is_few:
-                queue.known = _compute(session, job.queue, self._settings)
+                queue.known = _compute(session, name, self._settings)
             elif queue.thread is None or not queue.thread.is_alive():
                 queue.thread = threading.Thread(
-                    target=self._compute, args=(queue, job.queue), name=f"places {job.queue}", daemon=True
+                    target=self._compute, args=(queue, name), name=f"places {name}", daemon=True
                 )
                 queue.thread.start()
         finally:
@@ -177,10 +184,11 @@ def _place_by_age(session: Session, job: Job) -> int:
     return int(session.connection().execute(before).scalar_one()) + 1
 
 
-def _is_old(known: _Known | None, job: Job) -> bool:
+def _is_old(known: _Known | None, job_id: str | None = None) -> bool:
+    """Whether to compute again, for one job or for all."""
     if known is None:
         return True
-    least_s = _CACHE_S if job.id in known.times else _LEAST_AGE_S
+    least_s = _CACHE_S if job_id is None or job_id in known.times else _LEAST_AGE_S
     return known.age_s() >= max(least_s, _AGE_PER_COST * known.cost_s)
 
 

@@ -19,7 +19,7 @@ from storage.tables.audit import AuditEntry, UsageLimit
 from storage.tables.captions import CaptionChange, GeneratedCaption
 from storage.tables.deletions import DeletedTraining, Deletion, StoredDrawing
 from storage.tables.fetches import StoredImageFetch
-from storage.tables.jobs import ACTIVE, Job, JobEvent, JobPicture
+from storage.tables.jobs import ACTIVE, Job, JobEvent, JobPicture, PictureState
 from storage.tables.pictures import StoredPicture, Subject
 from storage.tables.remote import RemoteRun
 
@@ -122,6 +122,16 @@ def erase_job_picture(session: Session, picture: JobPicture, job: Job) -> None:
     )
     nothing = dict.fromkeys(("name", "caption", "mask", "source_sha256", "prepared_sha256", "report"))
     session.connection().execute(change.values(reference=_GONE, **nothing))
+
+
+def forget_fetched(session: Session, job_id: str) -> None:
+    """Forget what was fetched ahead for a job that ended before its turn (`jobs.stages.ahead`)."""
+    fetched = (col(JobPicture.job_id) == job_id, col(JobPicture.source_bytes) > 0)
+    for picture in session.exec(select(JobPicture).where(*fetched)):
+        shared_objects.note_unused(session, shared_objects.files_of(picture.source_sha256, picture.prepared_sha256))
+    nothing = dict.fromkeys(("source_sha256", "prepared_sha256", "report"))
+    change = sa.update(JobPicture).where(*fetched)
+    session.connection().execute(change.values(state=PictureState.WAITING, source_bytes=0, faults=[], **nothing))
 
 
 def _uses(owner_id: str, picture_id: str) -> tuple[sa.ColumnElement[bool], ...]:

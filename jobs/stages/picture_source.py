@@ -12,6 +12,7 @@ from core.picture_names import picture_label
 from jobs import keys
 from jobs.lifecycle import retries
 from jobs.services import Services
+from jobs.specs import spec_of
 from jobs.stages.intake import preparation
 from storage.picture_report import StoredReport
 from storage.tables.jobs import Job, JobPicture
@@ -26,9 +27,8 @@ def prepared_before(session: Session, source_sha256: str | None, recipe: str) ->
 
 
 def fetch_and_convert(
-    services: Services, job: Job, picture: JobPicture, spec: TrainSpec, left: int, requester: Requester,
-    *, again: bool = False,
-) -> tuple[PreparedPicture, int]:  # fmt: skip
+    services: Services, job: Job, picture: JobPicture, left: int, *, again: bool = False
+) -> tuple[PreparedPicture, int]:
     """Fetch the source and its mask, at most `left` bytes, and convert it, unless that was done before.
 
     `again` converts it anyway.
@@ -36,6 +36,7 @@ def fetch_and_convert(
     Returns the picture and the number of bytes fetched. A picture that is left out because it cannot be fetched has no
     source hash. Raises ImageUnreachable, which may be retried.
     """
+    spec, requester = spec_of(job), Requester(job.owner_id, job.id)
     files: list[bytes] = []
     try:
         for reference in filter(None, (picture.reference, picture.mask)):

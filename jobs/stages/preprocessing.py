@@ -5,11 +5,11 @@ import time
 from sqlmodel import Session, col, func, select
 
 from core.errors import LeaseLost
-from core.outbound.download_budget import Requester
 from core.picture_names import picture_label
+from core.settings import Settings
 from jobs import keys, shared_objects
 from jobs.lifecycle import transitions
-from jobs.lifecycle.leases import claim_picture
+from jobs.lifecycle.leases import Lease, claim_picture
 from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.stages.intake import picture_values, preparation
@@ -66,31 +66,38 @@ def _preprocess(services: Services, job_id: str, position: int) -> None:
         job = session.get_one(Job, job_id)
         if job.status == Status.PENDING:
             transitions.begin(session, job_id)
-        spec, requester = spec_of(job), Requester(job.owner_id, job_id)
-        # The preparation of a picture with a mask depends on the mask's content, which is not known yet.
-        known = (
-            None
-            if picture.mask
-            else prepared_before(session, picture.source_sha256, preparation(spec, crop=picture.crop))
-        )
-        left = services.settings.max_job_bytes - _fetched(session, job_id)
+        known = known_picture(session, job, picture)
+        left = bytes_left(session, job_id, services.settings)
     with holding_lease(services, lease):
-        made, size = (known, 0) if known else fetch_and_convert(services, job, picture, spec, left, requester)
-        try:
-            with services.database.writing() as session:
-                since = None if made.source_sha256 else picture.unreachable_since
-                values = {**picture_values(made), "source_bytes": size, "unreachable_since": since}
-                transitions.record_picture(session, lease, **values)
-                if made.source_sha256:
-                    insert_if_absent(session, made)
-                if made.sha256:
-                    shared_objects.record_use(session, keys.prepared(made.sha256))
-        except LeaseLost:
-            _note_prepared(services, made)  # if the job was deleted, nothing else names it
-            raise
-        if made.sha256 and not services.store.exists(keys.prepared(made.sha256)):
-            # It was deleted with its last user while this job found it.
-            fetch_and_convert(services, job, picture, spec, left, requester, again=True)
+        made, size = (known, 0) if known else fetch_and_convert(services, job, picture, left)
+        record(services, lease, job, picture, made, size)
+
+
+def known_picture(session: Session, job: Job, picture: JobPicture) -> PreparedPicture | None:
+    """What a picture was prepared to before for the job's recipe."""
+    if picture.mask:  # the preparation depends on the mask's content, which is not known yet
+        return None
+    return prepared_before(session, picture.source_sha256, preparation(spec_of(job), crop=picture.crop))
+
+
+def record(services: Services, lease: Lease, job: Job, picture: JobPicture, made: PreparedPicture, size: int) -> None:
+    """Record what the picture was prepared to, and the bytes that were fetched. Raises LeaseLost."""
+    try:
+        with services.database.writing() as session:
+            since = None if made.source_sha256 else picture.unreachable_since
+            values = {**picture_values(made), "source_bytes": size, "unreachable_since": since}
+            transitions.record_picture(session, lease, **values)
+            if made.source_sha256:
+                insert_if_absent(session, made)
+            if made.sha256:
+                shared_objects.record_use(session, keys.prepared(made.sha256))
+    except LeaseLost:
+        _note_prepared(services, made)  # if the job was deleted, nothing else names it
+        raise
+    if made.sha256 and not services.store.exists(keys.prepared(made.sha256)):
+        # It was deleted with its last user while this job found it.
+        left = services.settings.max_job_bytes
+        fetch_and_convert(services, job, picture, left, again=True)
 
 
 def _note_prepared(services: Services, made: PreparedPicture) -> None:
@@ -98,7 +105,7 @@ def _note_prepared(services: Services, made: PreparedPicture) -> None:
         shared_objects.note_unused(session, shared_objects.files_of(made.source_sha256, made.sha256))
 
 
-def _fetched(session: Session, job_id: str) -> int:
-    """The number of bytes fetched for the job's pictures so far."""
+def bytes_left(session: Session, job_id: str, settings: Settings) -> int:
+    """The number of bytes that may still be fetched for the job's pictures."""
     query = select(func.coalesce(func.sum(JobPicture.source_bytes), 0)).where(JobPicture.job_id == job_id)
-    return int(session.exec(query).one())
+    return settings.max_job_bytes - int(session.exec(query).one())

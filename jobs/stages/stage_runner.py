@@ -18,6 +18,7 @@ from core.errors import HandOver, ImageUnreachable, ImprintError, LeaseLost, Out
 from core.telemetry import metrics
 from core.telemetry.logging import stage_context
 from jobs import keys, shared_objects
+from jobs.deletion import rows
 from jobs.lifecycle import retries, transitions
 from jobs.lifecycle.leases import HeldLease, Lease, claim_stage
 from jobs.services import Services
@@ -235,8 +236,10 @@ def clean_up(services: Services, job_id: str, model_id: str = "") -> None:
     if job.status == Status.FAILED:
         services.store.delete_prefix(keys.kept_loras(job.public_model_id))
     _clear_dead_work_dirs_of(services, job_id)
-    if job.dataset_sha256:
-        with services.database.writing() as session:
+    with services.database.writing() as session:
+        if job.started_at is None:
+            rows.forget_fetched(session, job_id)
+        if job.dataset_sha256:
             shared_objects.note_unused(session, [keys.manifest(job.dataset_sha256)])
 
 

@@ -29,6 +29,7 @@ from core.telemetry.metrics import SWEEP_FAILURES
 from jobs.deletion import encodings
 from jobs.services import services
 from jobs.stages import control
+from jobs.stages.ahead import Ahead
 from jobs.stages.stage_runner import clear_dead_work_dirs
 from tasks.app import app
 from tasks.queue_types import check_queue_types, eviction_policy
@@ -36,6 +37,7 @@ from tasks.sweeps import PARTS
 from tasks.workers import device_check, metrics
 from tasks.workers.device_check import DeviceState
 from tasks.workers.heartbeat import Heartbeat
+from tasks.workers.spot_notice import SpotNotice
 from training.captioning import weights
 from training.device_failure import on_device_failure
 
@@ -147,7 +149,7 @@ def _check_device(instance: Any, **_: Any) -> None:
     families = [name.removeprefix(queues.TRAIN) for name in taken.consume_from if name.startswith(queues.TRAIN)]
     drawn = [name for name in taken.consume_from if name.startswith(queues.DRAW)]
     if families or drawn:
-        on_device_failure(_end)
+        on_device_failure(lambda reason: _end(f"its device failed: {reason}"))
     if families:
         metrics.expect(families)
         _trains_on = device_check.check(settings(), families)
@@ -182,10 +184,10 @@ def _has_captioner() -> bool:
 
 
 def _end(reason: str) -> None:
-    """End this worker, because its process cannot use the failed device again. Other workers take its jobs."""
+    """End this worker: its process cannot use a failed device again, or its machine vanishes. Others take its jobs."""
     if not control.leaving.is_set():
         control.leaving.set()
-        log.error("this worker ends because its device failed: %s", reason)
+        log.error("this worker ends because %s", reason)
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -199,6 +201,19 @@ def _report_slots(**_: Any) -> None:
 def _keep_encodings_clean(**_: Any) -> None:
     if _trains_on is not None:
         essential.start("encodings", lambda: encodings.keep_clean(services()))
+
+
+@worker_ready.connect
+def _watch_for_the_end(**_: Any) -> None:
+    if (cloud := settings().spot_notice) is not None:
+        SpotNotice(cloud).watch(_end)
+
+
+@worker_ready.connect
+def _prepare_ahead(**_: Any) -> None:
+    """Prepare pictures of waiting jobs on an idle fetch worker. Processes of a prefork pool cannot tell if it is."""
+    if services().slots.total is not None and settings().prepare_ahead:
+        essential.start("pictures ahead", Ahead(services()).run, may_return=True)
 
 
 @worker_ready.connect
