@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 FULL = os.environ.get("IMPRINT_TEST_FULL", "") not in ("", "0")
 # Set for the processes of pytest-xdist too: all of them must collect the same tests.
@@ -22,3 +23,12 @@ def sample(cases: Iterable[T], count: int, name: str) -> list[T]:
         return given
     chosen = sorted(random.Random(f"{SEED} {name}").sample(range(len(given)), count))
     return [given[index] for index in chosen]
+
+
+def paired(rows: Iterable[T], columns: Iterable[U], name: str) -> list[tuple[T, U]]:
+    """Every row with one of the columns, by the seed and by the `name` of the matrix; with each in a full run."""
+    given, choices = list(rows), list(columns)
+    if FULL:
+        return [(row, column) for row in given for column in choices]
+    chance = random.Random(f"{SEED} {name}")
+    return [(row, chance.choice(choices)) for row in given]

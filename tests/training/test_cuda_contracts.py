@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests.samples import paired, sample
 from tests.training.live import Live
 from tests.training.test_engine import base_of
 from training import families
@@ -103,13 +104,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.parametrize(("options", "slots"), paired(OPTIONS, [1, 4], "captured steps"))
 def test_a_step_of_sd15_can_be_captured(runs: Runs, options: str, slots: int) -> None:
     captured(runs("sd15", **{"max_steps": 20, **OPTIONS[options]}), slots)
 
 
-@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.parametrize("slots", sample([1, 4], 1, "captured steps of sdxl"))
 def test_a_step_of_sdxl_can_be_captured(runs: Runs, slots: int) -> None:
     captured(runs("sdxl", max_steps=20, adapter={"targets": "all"}), slots)
 

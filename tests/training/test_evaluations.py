@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from core.errors import Cancelled, DeviceLost, HandOver
+from tests.samples import sample
 from tests.training.conftest import MemoryCheckpoints, MemoryPreviews, Watcher
 from tests.training.live import Live, wait_until_gone
 from tests.training.test_engine import base_of
@@ -157,7 +158,7 @@ def test_a_neighbour_steps_between_the_units_of_an_evaluation(runs: Runs, events
     assert kept(beside) == kept(beside_alone)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "prodigy"])
+@pytest.mark.parametrize("optimizer", sample(["adamw", "adamw8bit", "prodigy"], 1, "held jobs"))
 def test_a_job_that_is_held_and_its_neighbour_keep_every_bit(
     runs: Runs, events: Events, engines: Engines, optimizer: str
 ) -> None:

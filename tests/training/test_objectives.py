@@ -272,7 +272,8 @@ def test_a_prior_keeps_the_class_nearer_to_the_base(runs: Runs, asked: dict[str,
         for _ in range(20):
             live.step()
         judge = runs(objective={"prior_weight": 1.0}, class_word="dog", seed=99)
-        batches = [draw(found, live.base, Live(judge, found, base_of(run)).job, step) for step in range(4)]
+        judged = Live(judge, found, base_of(run)).job
+        batches = [draw(found, live.base, judged, step) for step in range(4)]
         with live.applied():
             away = [
                 objective.prior_loss(found, live.base, live.engine.layers, batch.made, batch.classes)

@@ -273,7 +273,7 @@ def test_a_jobs_bytes_do_not_depend_on_what_others_ask_for(runs: Runs) -> None:
     ids=["average", "8 bits", "prodigy", "dora in 8 bits"],
 )
 def test_whatever_moves_it_a_training_goes_on_byte_identical(runs: Runs, given: dict[str, Any]) -> None:
-    given = {"max_steps": 14, "every": 1, **given}
+    given = {"max_steps": 7, "every": 1, **given}
     kept = MemoryCheckpoints()
     whole = train(runs(name="whole", checkpoints=kept, **given))
     kept.held = {step: data for step, data in kept.held.items() if step <= 5}
@@ -281,7 +281,7 @@ def test_whatever_moves_it_a_training_goes_on_byte_identical(runs: Runs, given: 
     again = train(runs(name="again", checkpoints=kept, **given))
     assert again.resumed_from == 5
     assert again.sha256 == whole.sha256
-    plain = train(runs(name="plain", max_steps=14, learning_rate=1e-3))
+    plain = train(runs(name="plain", max_steps=7, learning_rate=1e-3))
     assert plain.sha256 != whole.sha256
 
 
@@ -348,7 +348,7 @@ def test_a_loss_scale_grows_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_float16_trains_resumes_exactly_and_leaves_neighbours_alone(runs: Runs) -> None:
-    mine: dict[str, Any] = {"slots": 2, "precision": "float16", "max_steps": 12, "every": 1, "seed": 11}
+    mine: dict[str, Any] = {"slots": 2, "precision": "float16", "max_steps": 7, "every": 1, "seed": 11}
     kept = MemoryCheckpoints()
     whole = train(runs(name="whole", checkpoints=kept, **mine))
     exact = train(runs(name="exact", **{**mine, "precision": "float32"}))

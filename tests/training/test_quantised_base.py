@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import BackendFailed
+from tests.samples import paired
 from tests.training.conftest import MemoryCheckpoints
 from tests.training.test_engine import side_by_side
 from training import families
@@ -52,8 +54,7 @@ def sample(run: TrainRun, base: Base) -> tuple[Tensor, Tensor, list[Condition]]:
     return family.mix(base, drawn), drawn.times, family.encode_captions(base, run.examples[:1])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", trained_here())
+@pytest.mark.parametrize(("family", "kind"), paired(trained_here(), KINDS, "quantised bases"))
 def test_a_quantised_base_says_nearly_the_same_in_a_fraction_of_the_bytes(
     runs: Runs, family: str, kind: Quantisation
 ) -> None:
@@ -117,12 +118,15 @@ def gradient(run: TrainRun, base: Base, *, dora: bool) -> Tensor:
     return stack.grad[0]
 
 
-@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", trained_here())
+@pytest.mark.parametrize(
+    ("family", "options"),
+    paired(trained_here(), list(product(KINDS, (False, True))), "gradients of quantised bases"),
+    ids=str,
+)
 def test_gradients_are_those_of_the_dequantised_weights(
-    runs: Runs, family: str, kind: Quantisation, dora: bool
+    runs: Runs, family: str, options: tuple[Quantisation, bool]
 ) -> None:
+    kind, dora = options
     run, found = runs(family), families.find(family)
     made = gradient(run, loaded(run, kind), dora=dora)
     base = loaded(run, kind)

@@ -1,8 +1,6 @@
 """The loop's edges: losses and memory that fail, progress, picture sizes, batches, the device."""
 
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +9,8 @@ import pytest
 import torch
 
 from core.errors import BackendFailed, LossNotFinite, OutOfMemory, StoreUnavailable
+from tests.servers.launcher import run
+from tests.site import ROOT
 from tests.training.conftest import MemoryCheckpoints, Watcher
 from training import device
 from training.backends.local import train
@@ -194,16 +194,17 @@ def test_the_deterministic_mode_repeats_a_file_on_cuda(runs: Runs) -> None:
 
 def test_no_operation_of_a_step_is_refused_as_not_repeatable(bases: Callable[..., Path], tmp_path: Path) -> None:
     # In a process of its own, since the mode cannot be taken back. torch refuses operations that have no exact form.
-    code = (
+    program = tmp_path / "exactly.py"
+    program.write_text(
         "import sys; from training.device import repeat_exactly; repeat_exactly(); "
         "from training.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
-    pictures = Path(__file__).parents[2] / "demo" / "pictures"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(pictures), "--base-model", str(bases()), "--family", "sd15", "--trigger",
+    pictures = ROOT / "demo" / "pictures"
+    done = run(
+        [str(program), str(pictures), "--base-model", str(bases()), "--family", "sd15", "--trigger",
          "imp", "--resolution", "64", "--max-steps", "3", "--device", "cpu", "--out", str(tmp_path / "a.safetensors"),
          "--set", "adapter.dora=true", "--set", "adapter.targets=all"],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=200,
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, folder=tmp_path, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 

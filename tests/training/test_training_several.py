@@ -1,4 +1,7 @@
-"""`accelerate launch` with two processes on the CPU: the LoRA of one process with the whole batch; a stop, and on."""
+"""Two processes on the CPU: the LoRA of one process with the whole batch; a stop, and on.
+
+`accelerate launch` starts them in the test of the stop. In the others they are forked with the variables that it sets.
+"""
 
 import os
 import re
@@ -23,19 +26,43 @@ LAUNCH = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "-
           "--dynamo_backend", "no", "--module"]  # fmt: skip
 
 
-def command(base_model: Path, out: Path, *more: str, processes: int = 1, program: str = "training") -> list[str]:
-    launched = ["--num_processes", str(processes), "--main_process_port", str(free_port())]
-    start = [LAUNCH[0], *launched, *LAUNCH[1:]] if processes > 1 else []
+def command(base_model: Path, out: Path, *more: str, program: str = "training") -> list[str]:
     return [
-        sys.executable, "-m", *start, program, str(MASCOT), "--base-model", str(base_model),
+        program, str(MASCOT), "--base-model", str(base_model),
         "--family", "sd15", "--trigger", "imp", "--resolution", "64", "--device", "cpu", "--out", str(out), *more,
     ]  # fmt: skip
 
 
 def run(arguments: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
-    """`arguments` begin with this interpreter and `-m`; of a launch, only the first process comes from the launcher."""
+    """`arguments` begin with a module. Of `accelerate launch`, only the first process comes from our launcher."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return launcher.run(arguments[2:], cwd=ROOT, env=environment, folder=folder, timeout=240)
+    return launcher.run(arguments, cwd=ROOT, env=environment, folder=folder, timeout=240)
+
+
+def launched(arguments: list[str]) -> list[str]:
+    return [LAUNCH[0], "--num_processes", "2", "--main_process_port", str(free_port()), *LAUNCH[1:], *arguments]
+
+
+def run_two(arguments: list[str], folder: Path) -> str:
+    """What both processes print. Both must end well."""
+    common = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": str(free_port())}  # fmt: skip
+    log, processes = folder / "both.log", list[launcher.Process]()
+    with log.open("ab") as out:
+        for rank in ("0", "1"):
+            environment = {**common, "RANK": rank, "LOCAL_RANK": rank}
+            processes.append(
+                launcher.launcher().start(
+                    arguments, cwd=ROOT, env=environment, stdout=out.fileno(), stderr=out.fileno()
+                )
+            )
+    try:
+        codes = [process.wait(240) for process in processes]
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+    assert codes == [0, 0], log.read_text()
+    return log.read_text()
 
 
 def test_two_processes_make_the_lora_of_one(
@@ -45,9 +72,7 @@ def test_two_processes_make_the_lora_of_one(
     recipe = ("--max-steps", "5", "--batch-size", "4", "--set", "optimization.max_grad_norm=0.01")
     one, two, half = (tmp_path / f"{name}.safetensors" for name in ("one", "two", "half"))
     assert run(command(base_model, one, *recipe), out).returncode == 0
-    shared = run(command(base_model, two, *recipe, processes=2), out)
-    assert shared.returncode == 0, shared.stderr
-    assert shared.stdout.count(str(two)) == 1, "only the first process tells"
+    assert run_two(command(base_model, two, *recipe), out).count(str(two)) == 1, "only the first process tells"
     assert {path.name for path in tmp_path.iterdir()} == {"one.safetensors", "two.safetensors"}
     alone, together = load_file(one), load_file(two)
     assert alone.keys() == together.keys()
@@ -66,8 +91,7 @@ def test_memory_that_runs_out_in_an_evaluation_of_one_process_ends_neither(base_
     recipe = (
         "--max-steps", "4", "--batch-size", "2", "--set", "validation.held_out=1", "--set", "validation.every_epochs=1",
     )  # fmt: skip
-    done = run(command(base_model, out, *recipe, processes=2, program="tests.training.starved"), tmp_path)
-    assert done.returncode == 0, done.stderr
+    run_two(command(base_model, out, *recipe, program="tests.training.starved"), tmp_path)
     with safe_open(out, "np") as lora:
         assert "imprint_validation_loss" in lora.metadata()
 
@@ -80,14 +104,12 @@ def test_a_batch_that_cannot_be_shared_is_told(monkeypatch: pytest.MonkeyPatch) 
 
 def test_both_stop_at_the_same_step_and_go_on(base_model: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "shared.safetensors", tmp_path / "log"
-    arguments = command(
-        base_model, out, "--max-steps", "120", "--batch-size", "2", "--checkpoint-every", "1", processes=2
-    )
+    arguments = command(base_model, out, "--max-steps", "80", "--batch-size", "2", "--checkpoint-every", "1")
     kept = tmp_path / "shared.safetensors.checkpoints"
     with log.open("wb") as text:
         process = subprocess.Popen(
-            arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=text, stderr=text,
-            stdin=subprocess.DEVNULL, start_new_session=True,
+            [sys.executable, "-m", *launched(arguments)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=text, stderr=text, stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         try:
             until(lambda: kept.is_dir() and any(kept.glob("*.safetensors")), 120, "a checkpoint")
@@ -97,11 +119,6 @@ def test_both_stop_at_the_same_step_and_go_on(base_model: Path, tmp_path: Path) 
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
     stopped = int(re.findall(r"step (\d+) is saved", log.read_text())[0])
-    assert 0 < stopped < 120
-    shorter = command(
-        base_model, out, "--max-steps", "120", "--batch-size", "2", "--checkpoint-every", "1", processes=2
-    )
-    done = run(shorter, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert f"resumed at step {stopped}" in " ".join(done.stderr.split())
+    assert 0 < stopped < 80
+    assert f"resumed at step {stopped}" in " ".join(run_two(arguments, tmp_path).split())
     assert not kept.exists()

@@ -50,6 +50,12 @@ def weights(result: TrainResult) -> dict[str, bytes]:
     return {name: held.elements.tobytes() for name, held in tensors.items()}
 
 
+@pytest.fixture
+def quick_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Previews are drawn in 4 steps, whatever the base says."""
+    monkeypatch.setattr(Base, "drawing", property(lambda _: (4, 5.0), lambda *_: None))
+
+
 # ---- held out ------------------------------------------------------------------------------------------------------
 
 
@@ -67,10 +73,11 @@ def test_pictures_are_held_out_by_the_seed(runs: Runs) -> None:
         train(runs(count=5, validation={"held_out": 5}))
 
 
+@pytest.mark.usefixtures("quick_drawing")
 @pytest.mark.parametrize("family", ["sd15", "z-image"])
 def test_evaluations_change_no_bit(runs: Runs, family: str) -> None:
     """As if the held-out picture had never been there, and as if there were no evaluations."""
-    options: dict[str, Any] = {"count": 6, "max_steps": 12}
+    options: dict[str, Any] = {"count": 6, "max_steps": 7}
     evaluated = runs(
         family, name="evaluated", validation={"held_out": 1, "every_epochs": 1, "previews": ["sks"]}, **options
     )
@@ -83,7 +90,7 @@ def test_evaluations_change_no_bit(runs: Runs, family: str) -> None:
     assert weights(made[0]) == weights(made[1]) == weights(made[2])
     assert made[0].validation_loss == made[1].validation_loss is not None
     assert made[2].validation_loss is None
-    assert made[0].metadata["imprint_step"] == "12"
+    assert made[0].metadata["imprint_step"] == "7"
     assert made[0].metadata["ss_num_train_images"] == "5"
     assert "imprint_step" not in made[2].metadata
 
@@ -165,27 +172,29 @@ def test_a_training_that_gets_worse_ends_early_and_gives_its_best(runs: Runs) ->
 # ---- previews ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("quick_drawing")
 def test_previews_are_pictures_of_the_way(runs: Runs, tmp_path: Path) -> None:
     previews = MemoryPreviews()
     asked = {"previews": ["a photo of sks dog", "a lawn"], "every_epochs": 1}
-    run = runs(max_steps=12, validation=asked, previews=previews, learning_rate=1e-2)
+    run = runs(max_steps=7, validation=asked, previews=previews, learning_rate=1e-2)
     first = train(run)
-    assert sorted(previews.held) == [(step, prompt) for step in (5, 10, 12) for prompt in (0, 1)]
+    assert sorted(previews.held) == [(step, prompt) for step in (5, 7) for prompt in (0, 1)]
     pictures = {at: np.asarray(Image.open(io.BytesIO(png))) for at, png in previews.held.items()}
     assert {picture.shape for picture in pictures.values()} == {(64, 64, 3)}
-    assert (pictures[5, 0] != pictures[12, 0]).any(), "it is the live adapter that draws"
+    assert (pictures[5, 0] != pictures[7, 0]).any(), "it is the live adapter that draws"
     assert (pictures[5, 0] != pictures[5, 1]).any()
     # The same again, into a folder, and beside other trainings.
     folder = FolderPreviews(tmp_path / "shown")
     again, *_ = side_by_side(
         replace(run, out=tmp_path / "again.safetensors", previews=folder, checkpoints=MemoryCheckpoints()),
-        runs(name="beside", seed=4, max_steps=30),
+        runs(name="beside", seed=4, max_steps=12),
     )
     assert isinstance(again, TrainResult)
     assert again.sha256 == first.sha256
-    assert (tmp_path / "shown" / "prompt-1-step-000012.png").read_bytes() == previews.held[12, 0]
+    assert (tmp_path / "shown" / "prompt-1-step-000007.png").read_bytes() == previews.held[7, 0]
 
 
+@pytest.mark.usefixtures("quick_drawing")
 def test_the_base_model_draws_before_the_first_step(runs: Runs) -> None:
     """It is no validation, and changes nothing of the training."""
     asked = {"previews": ["a lawn"], "every_epochs": 1, "held_out": 1, "keep_best": True}
@@ -207,6 +216,7 @@ def test_previews_of_every_family(runs: Runs, family: str) -> None:
     assert Image.open(io.BytesIO(previews.held[1, 0])).size == (64, 64)
 
 
+@pytest.mark.usefixtures("quick_drawing")
 def test_previews_that_cannot_be_kept_cost_no_training(runs: Runs, caplog: pytest.LogCaptureFixture) -> None:
     class Full(MemoryPreviews):
         def save(self, step: int, prompt: int, png: bytes) -> None:
@@ -219,16 +229,17 @@ def test_previews_that_cannot_be_kept_cost_no_training(runs: Runs, caplog: pytes
 # ---- all at once ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("quick_drawing")
 def test_killed_and_resumed_with_every_option_on(runs: Runs) -> None:
     """Byte-identical, alone or beside a job with other options in the same step."""
     kept = MemoryCheckpoints()
-    run = runs(count=6, max_steps=12, every=1, checkpoints=kept, previews=MemoryPreviews(), slots=2, **ALL)
+    run = runs(count=6, max_steps=7, every=1, checkpoints=kept, previews=MemoryPreviews(), slots=2, **ALL)
     whole = train(run)
     for step in kept.steps():
         if step > 4:
             del kept.held[step]
     # Of the same shape but for how it counts: they share a step.
-    other = runs(name="other", count=6, batch_size=2, seed=3, slots=2, max_steps=20,
+    other = runs(name="other", count=6, batch_size=2, seed=3, slots=2, max_steps=12,
                  objective={"prior_weight": 0.1})  # fmt: skip
     resumed, beside = side_by_side(replace(run, out=run.out.with_name("resumed")), other)
     assert isinstance(resumed, TrainResult)
