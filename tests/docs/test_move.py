@@ -18,7 +18,7 @@ def test_a_training_goes_on_after_the_move(base_model: Path, tmp_path: Path) -> 
     with postgres_server() as server, site(tmp_path, base_model) as before:
         before.grant("owner")
         done = before.wait(before.send()["job_id"])
-        running = before.send(max_steps=150, epochs=500)["job_id"]
+        running = before.send(max_steps=100, epochs=500)["job_id"]
         at_work = before.wait(running, lambda view: view["step"] >= 20)
         for name in ("train", "beat", "io"):  # step 1: the stack is stopped
             before.stop(name)
@@ -41,7 +41,7 @@ def test_a_training_goes_on_after_the_move(base_model: Path, tmp_path: Path) -> 
             for name in ("io", "train", "beat"):  # step 4
                 after.start(name)
             ended = after.wait(running)
-            assert (ended["status"], ended["step"]) == ("ready", 150)
+            assert (ended["status"], ended["step"]) == ("ready", 100)
             assert went_on_from(after.services, running) > 0
             assert sweeps.run_audit(after.services) == []
             charged = sum(after.view(job_id)["credits"]["charged"] for job_id in (done["job_id"], running))

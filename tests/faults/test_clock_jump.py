@@ -24,7 +24,6 @@ class SiteWithClock(Site):
     def __init__(self, folder: Path, *arguments: Any, **environment: str) -> None:
         self._is_faked = True
         super().__init__(folder, *arguments, **environment)
-        self.fresh = True  # a preloaded library takes an interpreter of its own
         self._offset = folder / "offset"
         self.set_clock("+0")
         self.environment |= {
@@ -39,7 +38,8 @@ class SiteWithClock(Site):
         return super().surroundings(**environment) if self._is_faked else super().surroundings(LD_PRELOAD="")
 
     def start(self, name: str, *, wait: bool = True, **environment: str) -> ServerProcess:
-        self._is_faked = name in self.fakes
+        # A preloaded library takes an interpreter of its own.
+        self._is_faked = self.fresh = name in self.fakes
         return super().start(name, wait=wait, **environment)
 
     def set_clock(self, offset: str) -> None:
@@ -60,7 +60,7 @@ def test_an_hour_in_mid_training(jump: str, base_model: Path, tmp_path: Path) ->
     with site(tmp_path, base_model, kind=SiteWithClock, IMPRINT_SWEEP_S="2") as running:
         assert isinstance(running, SiteWithClock)
         running.grant("owner")
-        job_id = running.send(max_steps=150)["job_id"]
+        job_id = running.send(max_steps=100)["job_id"]
         running.wait(job_id, lambda view: view["step"] > 0)
         running.set_clock(jump)
         other = running.send()["job_id"]

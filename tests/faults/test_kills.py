@@ -8,7 +8,7 @@ import secrets
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -74,9 +74,10 @@ def resumed_at(running: Site, job_id: str) -> list[str]:
 def test_killed_training_goes_on_from_its_last_checkpoint(place: Place, owner: str) -> None:
     running = place.site
     images = running.pictures(owner)
-    undisturbed = running.wait(running.send(owner_id=owner, images=images, max_steps=130)["job_id"])
-    disturbed = running.send(owner_id=owner, images=images, max_steps=130)["job_id"]
-    # Past its first checkpoint, which comes after ten epochs of six pictures, and not at its end.
+    asked: dict[str, Any] = {"owner_id": owner, "images": images, "max_steps": 80, "checkpoint_every": 2}
+    undisturbed = running.wait(running.send(**asked)["job_id"])
+    disturbed = running.send(**asked)["job_id"]
+    # Past its first checkpoint, which comes after two epochs of six pictures, and not at its end.
     running.wait(disturbed, lambda view: any(running.services.store.list(f"checkpoints/{disturbed}/")))
     running.kill("train")
     assert running.view(disturbed)["status"] == "training"

@@ -13,7 +13,7 @@ from jobs.owners import accounts
 from storage import backup
 from tests.site import ROOT, site, until
 
-STEPS = 130
+STEPS = 80  # with a checkpoint every twelve
 HEALTH = ROOT / "deploy" / "images" / "health"
 
 
@@ -24,7 +24,7 @@ def test_a_running_job_goes_on_elsewhere_and_is_charged_once(tmp_path: Path, bas
         old.grant("owner")
         before = old.wait(old.send()["job_id"])
         assert before["status"] == "ready"
-        job_id = old.send(max_steps=STEPS, seed=11)["job_id"]
+        job_id = old.send(max_steps=STEPS, checkpoint_every=2, seed=11)["job_id"]
         until(lambda: any(old.services.store.list(f"checkpoints/{job_id}/")), 90, "a checkpoint")
         # Not by the command: it takes seconds to start, and the training may be over by then.
         backup.backup(old.services.database, old.services.store, kept)

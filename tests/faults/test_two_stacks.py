@@ -26,7 +26,7 @@ def test_each_job_is_trained_and_charged_once_and_one_stack_takes_over_from_the_
         ):
             one.grant("owner")
             ids = [where.send(seed=seed)["job_id"] for where in (one, two) for seed in range(JOBS // 2)]
-            long = one.send(max_steps=150)["job_id"]
+            long = one.send(max_steps=80)["job_id"]
             one.wait(long, lambda view: view["step"] > 0)
             for name in list(one.processes):
                 one.kill(name)
