@@ -154,6 +154,9 @@ class FamilyCode:
     denoiser: Any  # diffusers' class
     # For counting memory: a schedule, and the condition for a caption of so many tokens. Only the shapes are right.
     stand_in: Callable[[Any, int], tuple[Any, Condition]]
+    # diffusers' pipeline with the real classes, a few channels and random weights, for the workers' check of themselves
+    # and for tests. Given epsilon or v_prediction, which a family may ignore.
+    tiny: Callable[[str], Any]
     # The moments of each picture's latent distribution, [2C, h, w] float32: mean, then log-variance. All pictures have
     # one size. The caller wakes the VAE.
     encode_pictures: Callable[[Base, Sequence[Example]], list[Tensor]]

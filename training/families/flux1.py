@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from core.errors import BaseModelUnavailable
 from training.families import flow
@@ -32,6 +32,8 @@ from training.families.training_adapter import merge_adapter
 from training.families.weights.parts import config_of, load_part, vae_number
 from training.families.weights.quantised import place
 from training.ports import Example
+from training.tiny.parts import autoencoder, clip_config, clip_tokenizer, flow_scheduler, lessen, lib
+from training.tiny.words import t5_vocabulary
 
 MAX_TOKENS, SHORT = 512, 256  # of a caption: [dev], and [schnell]
 _CLIP_TOKENS = 77
@@ -204,6 +206,34 @@ def stand_in(transformer: Any, _tokens: int) -> tuple[FluxSchedule, Condition]:
     return FluxSchedule(1.0, 0.0, bool(config.guidance_embeds), None), condition
 
 
+def tiny(_prediction: str) -> Any:
+    """A tiny pipeline with random weights, see `FamilyCode.tiny`."""
+    tokenizer, tokenizer_2 = clip_tokenizer(), T5Tokenizer(vocab=t5_vocabulary(), extra_ids=0, model_max_length=512)
+    text_encoder_2 = T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer_2), d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2,
+            feed_forward_proj="gated-gelu", dropout_rate=0.0,
+        )
+    )  # fmt: skip
+    transformer = lib.FluxTransformer2DModel(
+        num_layers=1, num_single_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=32,
+        pooled_projection_dim=32, axes_dims_rope=(8, 12, 12), guidance_embeds=True,
+    )  # fmt: skip
+    lessen(transformer.proj_out)
+    return lib.FluxPipeline(
+        scheduler=flow_scheduler(
+            shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256,
+            max_image_seq_len=4096,
+        ),
+        vae=autoencoder(16, 0.3611, 0.1159, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=CLIPTextModel(clip_config(32, tokenizer)),
+        tokenizer=tokenizer,
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tokenizer_2,
+        transformer=transformer,
+    )  # fmt: skip
+
+
 def family(record: Family) -> FamilyCode:
     """The code of the family."""
     return FamilyCode(
@@ -211,6 +241,7 @@ def family(record: Family) -> FamilyCode:
         load=partial(load, record),
         denoiser=FluxTransformer2DModel,
         stand_in=stand_in,
+        tiny=tiny,
         encode_pictures=encode_pictures,
         encode_captions=encode_captions,
         reads_whole=reads_whole,

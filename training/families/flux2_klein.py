@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from torch import Tensor
-from transformers import Qwen2Tokenizer, Qwen3Model
+from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
 from core.errors import BaseModelUnavailable
 from training.families import flow
@@ -28,6 +28,7 @@ from training.families.record import Family
 from training.families.weights.parts import config_of, load_part
 from training.families.weights.quantised import place
 from training.ports import Example
+from training.tiny.parts import flow_scheduler, lessen, lib, normalise, qwen_tokenizer
 
 MAX_TOKENS = 512  # as in diffusers' pipeline
 STATES = (9, 18, 27)  # the hidden states that are the caption; 0 are the embeddings
@@ -213,6 +214,45 @@ def stand_in(transformer: Any, _tokens: int) -> tuple[None, Condition]:
     return None, {"context": torch.zeros(1, MAX_TOKENS, width, dtype=transformer.dtype)}
 
 
+def tiny(_prediction: str) -> Any:
+    """A tiny pipeline with random weights, see `FamilyCode.tiny`."""
+    tokenizer = qwen_tokenizer(512)
+    text_encoder = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=28,  # the condition is the hidden states 9, 18 and 27
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+        )
+    )
+    transformer = lib.Flux2Transformer2DModel(
+        num_layers=1, num_single_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=48,
+        timestep_guidance_channels=32, axes_dims_rope=(8, 8, 8, 8), guidance_embeds=False,
+    )  # fmt: skip
+    lessen(transformer.proj_out)
+    vae = lib.AutoencoderKLFlux2(
+        block_out_channels=(16, 16, 32, 32), layers_per_block=1, norm_num_groups=8, sample_size=64
+    )
+    normalise(vae, 32, torch.full((32,), 1.5), torch.full((32,), 0.25))
+    vae.bn.running_mean.fill_(0.25)
+    vae.bn.running_var.fill_(1.5**2)
+    return lib.Flux2KleinPipeline(
+        scheduler=flow_scheduler(
+            shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256,
+            max_image_seq_len=4096,
+        ),
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )  # fmt: skip
+
+
 def family(record: Family) -> FamilyCode:
     """The code of both sizes."""
     return FamilyCode(
@@ -220,6 +260,7 @@ def family(record: Family) -> FamilyCode:
         load=partial(load, record),
         denoiser=Flux2Transformer2DModel,
         stand_in=stand_in,
+        tiny=tiny,
         encode_pictures=encode_pictures,
         encode_captions=encode_captions,
         reads_whole=reads_whole,

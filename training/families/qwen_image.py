@@ -20,7 +20,7 @@ import torch
 from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 from torch import Tensor
 from torch.nn import functional
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from core.errors import BaseModelUnavailable
 from training.families import flow
@@ -31,6 +31,7 @@ from training.families.record import Family
 from training.families.weights.parts import config_of, load_part
 from training.families.weights.quantised import place
 from training.ports import Example
+from training.tiny.parts import flow_scheduler, lessen, lib, normalise, qwen_tokenizer
 
 MAX_TOKENS = 1024  # of a caption, as in diffusers' pipeline
 TEXT = (
@@ -192,6 +193,40 @@ def stand_in(transformer: Any, tokens: int) -> tuple[QwenSchedule, Condition]:
     return QwenSchedule((256, 0.5, 8192, 0.9), 0.02), {"context": context}
 
 
+def tiny(_prediction: str) -> Any:
+    """A tiny pipeline with random weights, see `FamilyCode.tiny`."""
+    tokenizer = qwen_tokenizer(1024 + 34)
+    text_encoder = Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config={
+                "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+                "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+            },
+            vision_config={
+                "depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32,
+                "fullatt_block_indexes": [0],
+            },
+        )
+    )  # fmt: skip
+    transformer = lib.QwenImageTransformer2DModel(
+        num_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=32, axes_dims_rope=(8, 12, 12)
+    )
+    lessen(transformer.proj_out)
+    vae = lib.AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1)
+    normalise(vae, 16, torch.tensor(vae.config.latents_std), torch.tensor(vae.config.latents_mean))
+    return lib.QwenImagePipeline(
+        scheduler=flow_scheduler(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, base_image_seq_len=256, max_image_seq_len=8192,
+            shift_terminal=0.02,
+        ),
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )  # fmt: skip
+
+
 def family(record: Family) -> FamilyCode:
     """The code of the family."""
     return FamilyCode(
@@ -199,6 +234,7 @@ def family(record: Family) -> FamilyCode:
         load=partial(load, record),
         denoiser=QwenImageTransformer2DModel,
         stand_in=stand_in,
+        tiny=tiny,
         encode_pictures=encode_pictures,
         encode_captions=encode_captions,
         reads_whole=reads_whole,

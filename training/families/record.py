@@ -8,7 +8,7 @@ servers.
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 Config = Mapping[str, Any]
 Form = Literal["kohya", "peft", "comfyui"]
@@ -78,18 +78,50 @@ class Naming:
         return self.prefix + (module.replace(".", "_") if self.underscores else module)
 
 
+class WrittenName(Protocol):
+    """How a file names a module, see `training.lora.names.ModuleName`."""
+
+    @property
+    def part(self) -> str: ...
+    @property
+    def module(self) -> str: ...
+    @property
+    def form(self) -> str: ...
+    @property
+    def prefix(self) -> str: ...
+    @property
+    def written(self) -> str: ...
+
+
+class WrittenModule(Protocol):
+    """A module in a file, see `training.lora.reading.Module`."""
+
+    @property
+    def name(self) -> WrittenName: ...
+    @property
+    def suffix(self) -> str: ...
+    @property
+    def has_alpha(self) -> bool: ...
+
+
+# Which modules of a file a program reads, for a program that refuses some files whole.
+Reader = Callable[[Sequence[WrittenModule]], Callable[[WrittenModule], bool]]
+
+
 @dataclass(frozen=True)
 class LoraNames:
     """How LoRA files of a family name its modules, for reading files of all trainers."""
 
     naming: Naming  # what a training writes
     form: Form  # the name of that form: what most programs read whole
-    # The module that knows which programs read which names: `diffusers`, `comfyui` and `automatic1111`.
-    readers: str  # empty: it is not known
     # Whether modules are of this family: full canonical names (`transformer.layers.0.attention.to_q`), with the number
     # of inputs of each.
     is_of: Callable[[Mapping[str, int]], bool]
     example: Mapping[str, int]  # a few modules of the standard model that training targets, with their number of inputs
+    diffusers: Reader | None = None  # what diffusers reads; None: it is not known what programs read
+    # The modules that ComfyUI reads, by their full names in a file: its key map. None: it reads none.
+    comfyui: re.Pattern[str] | None = None
+    is_of_automatic1111: bool = False  # whether AUTOMATIC1111 knows the model: it reads kohya's names
     modules: re.Pattern[str] | None = None  # diffusers' names in the denoiser; None: those of a UNet
     # Names of the family's own code with diffusers' names, as arguments of `re.sub`. A fused module has several.
     original: tuple[tuple[str, tuple[str, ...]], ...] = ()

@@ -18,6 +18,7 @@ from training.families.record import Family
 from training.families.weights.parts import config_of, load_part
 from training.families.weights.quantised import place
 from training.ports import Example
+from training.tiny.parts import autoencoder, clip_config, clip_tokenizer, lib, noise_scheduler
 
 CLIP_TOKENS = 77
 
@@ -106,6 +107,31 @@ def stand_in(unet: Any, tokens: int) -> tuple[diffusion.DiscreteSchedule, Condit
     return schedule, {"context": torch.zeros(1, CLIP_TOKENS, unet.config.cross_attention_dim, dtype=unet.dtype)}
 
 
+def tiny(prediction: str) -> Any:
+    """A tiny pipeline with random weights, see `FamilyCode.tiny`."""
+    tokenizer = clip_tokenizer()
+    unet = lib.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 32, 64, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    )
+    return lib.StableDiffusionPipeline(
+        vae=autoencoder(4, 0.18215),
+        text_encoder=CLIPTextModel(clip_config(32, tokenizer)),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=noise_scheduler(prediction),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 def family(record: Family) -> FamilyCode:
     """The code of the family."""
     return FamilyCode(
@@ -113,6 +139,7 @@ def family(record: Family) -> FamilyCode:
         load=partial(load, record),
         denoiser=UNet2DConditionModel,
         stand_in=stand_in,
+        tiny=tiny,
         encode_pictures=encode_pictures,
         encode_captions=encode_captions,
         reads_whole=reads_whole,

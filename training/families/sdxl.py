@@ -24,6 +24,7 @@ from training.families.sd15 import has_room, tokenize
 from training.families.weights.parts import config_of, load_part
 from training.families.weights.quantised import place
 from training.ports import Example
+from training.tiny.parts import autoencoder, clip_config, clip_tokenizer, lib, noise_scheduler
 
 
 def load(record: Family, where: Where) -> Base:
@@ -108,6 +109,36 @@ def stand_in(unet: Any, tokens: int) -> tuple[diffusion.DiscreteSchedule, Condit
     schedule, condition = sd15.stand_in(unet, tokens)
     pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
     return schedule, condition | {"pooled": torch.zeros(1, pooled, dtype=unet.dtype), "sizes": torch.zeros(1, 6)}
+
+
+def tiny(prediction: str) -> Any:
+    """A tiny pipeline with random weights, see `FamilyCode.tiny`."""
+    tokenizer = clip_tokenizer()
+    unet = lib.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 32, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=32 + 48,
+        attention_head_dim=(2, 2, 4),
+        transformer_layers_per_block=(1, 1, 2),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 48,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    return lib.StableDiffusionXLPipeline(
+        vae=autoencoder(4, 0.13025),
+        text_encoder=CLIPTextModel(clip_config(32, tokenizer)),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config(48, tokenizer)),
+        tokenizer=tokenizer,
+        tokenizer_2=clip_tokenizer(),
+        unet=unet,
+        scheduler=noise_scheduler(prediction),
+        add_watermarker=False,
+    )
 
 
 def family(record: Family) -> FamilyCode:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 from torch import Tensor
-from transformers import Qwen2Tokenizer, Qwen3Model
+from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
 from training.families import flow
 from training.families.encoders import Encoders
@@ -25,6 +25,7 @@ from training.families.training_adapter import as_used, merge_adapter
 from training.families.weights.parts import load_part, vae_number
 from training.families.weights.quantised import place
 from training.ports import Example
+from training.tiny.parts import autoencoder, flow_scheduler, lessen, lib, qwen_tokenizer
 
 MAX_TOKENS = 512  # as in diffusers' pipeline
 
@@ -138,6 +139,35 @@ def stand_in(transformer: Any, tokens: int) -> tuple[FlowSchedule, Condition]:
     return FlowSchedule(3.0, 1.0, 0.0), {"context": torch.zeros(tokens, width, dtype=transformer.dtype)}
 
 
+def tiny(_prediction: str) -> Any:
+    """A tiny pipeline with random weights, see `FamilyCode.tiny`."""
+    tokenizer = qwen_tokenizer(512)
+    text_encoder = Qwen3Model(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            max_position_embeddings=512,
+        )
+    )
+    transformer = lib.ZImageTransformer2DModel(
+        in_channels=16, dim=64, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=32,
+        axes_dims=[8, 12, 12], axes_lens=[1024, 64, 64],
+    )  # fmt: skip
+    lessen(transformer.all_final_layer)
+    return lib.ZImagePipeline(
+        scheduler=flow_scheduler(shift=3.0),
+        vae=autoencoder(16, 0.3611, 0.1159, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+
+
 def family(record: Family) -> FamilyCode:
     """The code of the family."""
     return FamilyCode(
@@ -145,6 +175,7 @@ def family(record: Family) -> FamilyCode:
         load=partial(load, record),
         denoiser=ZImageTransformer2DModel,
         stand_in=stand_in,
+        tiny=tiny,
         encode_pictures=encode_pictures,
         encode_captions=encode_captions,
         reads_whole=reads_whole,

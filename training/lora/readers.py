@@ -1,16 +1,17 @@
 """Which programs read which LoRA file, and how much of it: by the names, the suffixes, DoRA and the family.
 
 What is said here was seen in the programs: diffusers 0.42, ComfyUI 0.3.64 with the key map of Z-Image since December
-2025 (`fakes/comfyui/loras.py` records its key maps), AUTOMATIC1111 1.10. Tests hold it against diffusers' own code and
-those key maps. ComfyUI and AUTOMATIC1111 refuse no file that they read in part, so it may seem to work.
+2025, AUTOMATIC1111 1.10. The families' records have it: ComfyUI's key maps, and rules that tests hold against
+diffusers' own code. ComfyUI and AUTOMATIC1111 refuse no file that they read in part, so it may seem to work.
 """
 
+import re
 from collections.abc import Callable
-from importlib import import_module
+from functools import partial
 
 from training.families.registry import FAMILIES
 from training.lora.reading import Module, ParsedLora
-from training.lora.suffixes import DORA_SCALE
+from training.lora.suffixes import DORA_SCALE, PAIRS
 
 WHOLE = "whole"
 NO = "no"
@@ -26,15 +27,22 @@ def readers(lora: ParsedLora) -> dict[str, str]:
     {} for a file that holds none of a family of ours, or one of which that is not known.
     """
     modules = list(lora.modules.values())
-    if not modules or lora.family is None or not FAMILIES[lora.family].lora.readers:
+    names = FAMILIES[lora.family].lora if modules and lora.family is not None else None
+    if names is None or names.diffusers is None:
         return {}
-    rules = import_module(FAMILIES[lora.family].lora.readers)
-    family = lora.family
     return {
-        "diffusers": _verdict(modules, rules.diffusers(modules, family), _diffusers_dora, reads_metadata=True),
-        "ComfyUI": _verdict(modules, lambda module: rules.comfyui(module, family), _comfyui_dora),
-        "AUTOMATIC1111": _verdict(modules, lambda module: rules.automatic1111(module, family), _automatic1111_dora),
+        "diffusers": _verdict(modules, names.diffusers(modules), _diffusers_dora, reads_metadata=True),
+        "ComfyUI": _verdict(modules, partial(_comfyui, names.comfyui), _comfyui_dora),
+        "AUTOMATIC1111": _verdict(modules, partial(_automatic1111, names.is_of_automatic1111), _automatic1111_dora),
     }
+
+
+def _comfyui(known: re.Pattern[str] | None, module: Module) -> bool:
+    return known is not None and known.fullmatch(module.stem) is not None
+
+
+def _automatic1111(is_known: bool, module: Module) -> bool:
+    return is_known and module.name.form == "kohya" and module.suffix in (PAIRS[0][0], PAIRS[1][0])
 
 
 def _verdict(

@@ -1,7 +1,7 @@
 """The record of FLUX.1: [dev], [schnell] and Krea-dev, one network whose LoRAs have the same names."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from training.families.record import (
     AiToolkit,
@@ -15,8 +15,10 @@ from training.families.record import (
     SingleFile,
     Sizes,
     Variant,
+    WrittenModule,
 )
 from training.families.records.encoder_configs import CLIP_L, FLUX_AUTOENCODER, FLUX_SCHEDULER, T5_XXL
+from training.families.records.lora_files import KOHYA, PEFT, alike, of_own_code
 from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
 from training.families.weights import checkpoint_names
 
@@ -59,6 +61,18 @@ _ORIGINAL: tuple[tuple[str, tuple[str, ...]], ...] = (
     (_SINGLE + "linear2", (r"single_transformer_blocks.\1.proj_out",)),
     (_SINGLE + r"modulation\.lin", (r"single_transformer_blocks.\1.norm.linear",)),
 )
+# The layers that ComfyUI's key map has, of the makers' code and by `flux_to_diffusers`.
+_OWN = (
+    r"double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj|norm\.(query|key)_norm)|mlp\.[02]|mod\.lin)|"
+    r"single_blocks\.\d+\.(linear[12]|modulation\.lin|norm\.(query|key)_norm)|img_in|txt_in|"
+    r"(time|vector|guidance)_in\.(in|out)_layer|final_layer\.(linear|adaLN_modulation\.1)"
+)
+_MAPPED = (
+    r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|norm_(added_)?[qk])|"
+    r"ff(_context)?\.net\.(0\.proj|2)|norm1(_context)?\.linear)|"
+    r"single_transformer_blocks\.\d+\.(attn\.(to_[qkv]|norm_[qk])|proj_mlp|proj_out|norm\.linear)|"
+    r"x_embedder|context_embedder|proj_out"
+)
 _INPUTS = {"ff.net.2": 4, "ff_context.net.2": 4, "proj_out": 5}  # of layers that take more than the width
 _TERMS = "not for commercial use"
 
@@ -90,6 +104,13 @@ def _is_of(inputs: Mapping[str, int]) -> bool:
         if width != _INPUTS.get(found[3], 1) * _WIDTH or int(found[2]) >= (_SINGLES if found[1] else _DOUBLES):
             return False
     return True
+
+
+def _diffusers(modules: Sequence[WrittenModule]) -> Callable[[WrittenModule], bool]:
+    """kohya's names of the makers' code, or its own behind `transformer.`."""
+    form = alike(modules)
+    is_kohya, is_own = form == ("lora_unet_", KOHYA), form == ("transformer.", PEFT)
+    return lambda module: is_kohya if re.match(r"(double|single)_blocks\.\d", module.name.written) else is_own
 
 
 def _is_file(kinds: Mapping[str, str]) -> bool:
@@ -131,7 +152,8 @@ FAMILY = Family(
             "transformer.", ".lora_A.weight", ".lora_B.weight", False, re.compile(_ALL), "BF16", alpha=False
         ),
         form="peft",
-        readers="training.lora.flux1_readers",
+        diffusers=_diffusers,
+        comfyui=re.compile(of_own_code(_OWN, _MAPPED)),
         is_of=_is_of,
         example={
             **{f"single_transformer_blocks.0.attn.to_{part}": _WIDTH for part in "qkv"},

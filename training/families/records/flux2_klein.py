@@ -1,11 +1,23 @@
 """The records of FLUX.2 [klein] base in its two sizes. Files for one size do not fit the other, so each is a family."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from training.families.record import AiToolkit, BaseModel, Drawing, Family, LoraNames, Naming, Price, SingleFile, Sizes
+from training.families.record import (
+    AiToolkit,
+    BaseModel,
+    Drawing,
+    Family,
+    LoraNames,
+    Naming,
+    Price,
+    SingleFile,
+    Sizes,
+    WrittenModule,
+)
 from training.families.records.encoder_configs import FLUX_SCHEDULER, QWEN3_4B, QWEN3_8B, autoencoder
+from training.families.records.lora_files import KOHYA, PEFT, alike, of_own_code
 from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
 from training.families.weights import checkpoint_names
 
@@ -35,6 +47,18 @@ _ORIGINAL: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"single_blocks\.(\d+)\.linear1", (r"single_transformer_blocks.\1.attn.to_qkv_mlp_proj",)),
     (r"single_blocks\.(\d+)\.linear2", (r"single_transformer_blocks.\1.attn.to_out",)),
 )  # fmt: skip
+# The layers that ComfyUI's key map has, of the makers' code and by `flux_to_diffusers`, which has neither the
+# modulations nor the embedding of times.
+_OWN = (
+    r"double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj|norm\.(query|key)_norm)|mlp\.[02])|"
+    r"single_blocks\.\d+\.(linear[12]|norm\.(query|key)_norm)|img_in|txt_in|time_in\.(in|out)_layer|"
+    r"final_layer\.(linear|adaLN_modulation\.1)|(double_stream_modulation_(img|txt)|single_stream_modulation)\.lin"
+)
+_MAPPED = (
+    r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|norm_(added_)?[qk])|"
+    r"ff(_context)?\.linear_(in|out))|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out|norm_[qk])|"
+    r"x_embedder|context_embedder|proj_out"
+)
 _WORDS = (
     "double_blocks", "single_blocks", "img_attn", "txt_attn", "img_mlp", "txt_mlp", "qkv", "linear1", "linear2", "attn",
     "single_transformer_blocks", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_qkv_mlp_proj",
@@ -81,6 +105,19 @@ def _is_of(width: int, doubles: int, singles: int) -> Callable[[Mapping[str, int
     return is_of
 
 
+def _diffusers(modules: Sequence[WrittenModule]) -> Callable[[WrittenModule], bool]:
+    """It fails on a file with an alpha beside peft's matrices."""
+    prefix, suffix = alike(modules)
+    own = re.compile(r"(double|single)_blocks\.\d+\..*")
+    if prefix == "lora_unet_":
+        return lambda module: suffix == KOHYA and bool(own.fullmatch(module.name.written))
+    is_named = prefix == "diffusion_model."  # under its own prefix the makers' names are read too
+    fits = is_named and suffix in (PEFT, KOHYA)
+    fits = fits or (prefix in ("transformer.", "base_model.model.") and suffix == PEFT)
+    fits = fits and not any(module.has_alpha for module in modules)
+    return lambda module: fits and (is_named or not own.fullmatch(module.name.written))
+
+
 def _is_file(doubles: range, singles: int) -> Callable[[Mapping[str, str]], bool]:
     """Whether a file is a FLUX.2 with so many double blocks, and at most so many single ones."""
 
@@ -100,7 +137,8 @@ def _lora_names(size: str, width: int, doubles: int, singles: int) -> LoraNames:
     return LoraNames(
         naming=Naming("transformer.", ".lora_A.weight", ".lora_B.weight", False, re.compile(_ALL), "BF16", alpha=False),
         form="peft",
-        readers="training.lora.flux2_readers",
+        diffusers=_diffusers,
+        comfyui=re.compile(of_own_code(_OWN, _MAPPED)),
         is_of=_is_of(width, doubles, singles),
         example={
             "single_transformer_blocks.0.attn.to_qkv_mlp_proj": width,

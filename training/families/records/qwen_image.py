@@ -1,7 +1,7 @@
 """The record of Qwen-Image, in all versions that draw from text with its first network: 2508 and 2512."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from training.families.record import (
     AiToolkit,
@@ -14,8 +14,10 @@ from training.families.record import (
     SingleFile,
     Sizes,
     Variant,
+    WrittenModule,
 )
 from training.families.records.encoder_configs import QWEN2_5_VL_7B
+from training.families.records.lora_files import KOHYA, PEFT, alike, underscored
 from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
 from training.families.weights import checkpoint_names
 
@@ -30,6 +32,12 @@ _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 _MARK = "transformer_blocks.0.img_mlp.net.0.proj.weight"
 
 
+# ComfyUI has the names of diffusers.
+_COMFYUI = (
+    r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|norm_(added_)?[qk])|"
+    r"(img|txt)_(mlp\.net\.(0\.proj|2)|mod\.1))|img_in|txt_in|txt_norm|proj_out|norm_out\.linear|"
+    r"time_text_embed\.timestep_embedder\.linear_[12]"
+)
 _SIZES = Sizes(
     parameters=20430401088,
     quantised=(13589544960, 37748736),
@@ -47,6 +55,19 @@ def _is_of(inputs: Mapping[str, int]) -> bool:
     has_own = any(re.search(r"\.(img|txt)_(mlp|mod)\.|add_[qkv]_proj|to_add_out", name) for name in names)
     stream = {width for name, width in names.items() if re.search(r"attn\.(to|add)_[qkv]|_mlp\.net\.0", name)}
     return has_own and stream == {_WIDTH} and all(_MODULES.fullmatch(name) for name in names)
+
+
+def _diffusers(modules: Sequence[WrittenModule]) -> Callable[[WrittenModule], bool]:
+    """It fails on an alpha beside the names of its own form."""
+    prefix, suffix = alike(modules)
+    has_alphas = any(module.has_alpha for module in modules)
+    fits = {
+        "transformer.": suffix == PEFT and not has_alphas,
+        "diffusion_model.": suffix == PEFT or (suffix == KOHYA and has_alphas),
+        "": suffix == PEFT and has_alphas,
+        "lora_unet_": suffix == KOHYA and has_alphas,
+    }.get(str(prefix), False)
+    return lambda _: fits
 
 
 def _is_file(kinds: Mapping[str, str]) -> bool:
@@ -76,7 +97,10 @@ FAMILY = Family(
             "transformer.", ".lora_A.weight", ".lora_B.weight", False, re.compile(_ALL), "BF16", alpha=False
         ),
         form="peft",
-        readers="training.lora.qwen_image_readers",
+        diffusers=_diffusers,
+        comfyui=re.compile(
+            rf"(diffusion_model\.|transformer\.)?({_COMFYUI})|(lycoris_|lora_unet_)({underscored(_COMFYUI)})"
+        ),
         is_of=_is_of,
         example={
             f"transformer_blocks.0.attn.{part}": _WIDTH for part in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj")

@@ -73,7 +73,6 @@ def _lora_names(name: str, title: str, blocks: tuple[str, ...], prefix: str) -> 
     return LoraNames(
         naming=Naming(prefix, ".lora_A.weight", ".lora_B.weight", False, names, "BF16", alpha=False),
         form=form,  # type: ignore[arg-type]
-        readers="",
         is_of=lambda _: False,  # only its metadata tells
         example={f"{block}.0.{layer}": 64 for block in blocks for layer in ("attn.to_q", "attn.to_k")},
         kind=title,

@@ -15,6 +15,7 @@ from training.families.record import (
     SingleFile,
     Sizes,
 )
+from training.families.records import unet_names
 from training.families.records.encoder_configs import CLIP_BIG_G, CLIP_L, autoencoder
 from training.families.weights import checkpoint_names
 
@@ -129,7 +130,9 @@ SD15 = Family(
         # float32: 3 MB at rank 4. The larger families use the precision in which their base models draw.
         naming=Naming("lora_unet_", ".lora_down.weight", ".lora_up.weight", True, _MODULES, "F32"),
         form="kohya",
-        readers="training.lora.unet_readers",
+        diffusers=unet_names.diffusers(is_xl=False),
+        comfyui=unet_names.comfyui(is_xl=False),
+        is_of_automatic1111=True,
         is_of=_is_sd15,
         example={f"down_blocks.0.attentions.0.transformer_blocks.0.attn1.{part}": 320 for part in _PARTS},
         declared=("sd_v1", "stable-diffusion-v1"),
@@ -209,7 +212,9 @@ SDXL = Family(
     lora=LoraNames(
         naming=Naming("lora_unet_", ".lora_down.weight", ".lora_up.weight", True, _MODULES, "F16"),
         form="kohya",
-        readers="training.lora.unet_readers",
+        diffusers=unet_names.diffusers(is_xl=True),
+        comfyui=unet_names.comfyui(is_xl=True),
+        is_of_automatic1111=True,
         is_of=_is_sdxl,
         example={f"down_blocks.1.attentions.0.transformer_blocks.0.attn1.{part}": 640 for part in _PARTS},
         declared=("sdxl", "stable-diffusion-xl"),

@@ -1,7 +1,7 @@
 """The record of Z-Image, and of its few-step variant Z-Image-Turbo."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from training.families.record import (
     AiToolkit,
@@ -14,8 +14,10 @@ from training.families.record import (
     SingleFile,
     Sizes,
     Variant,
+    WrittenModule,
 )
 from training.families.records.encoder_configs import FLUX_AUTOENCODER, QWEN3_4B
+from training.families.records.lora_files import KOHYA, PEFT, alike, underscored
 from training.families.weights import checkpoint_names
 
 _TRAINED = r"attention\.to_(q|k|v|out\.0)|feed_forward\.w[123]"
@@ -36,6 +38,60 @@ def _is_z_image(inputs: Mapping[str, int]) -> bool:
     return any(name.startswith("transformer.") and _MODULES.fullmatch(name, len("transformer.")) for name in inputs)
 
 
+_DOTTED, _DEFAULT_ADAPTER = ".lora.down.weight", ".lora_A.default.weight"
+# Names that only Z-Image's own code has; the others are the same in diffusers.
+_QKV, _OUT = re.compile(r".*\.attention\.qkv"), re.compile(r".*\.attention\.out")
+_EMBEDDER = re.compile(r"x_embedder|final_layer\..*")
+
+
+def _diffusers(modules: Sequence[WrittenModule]) -> Callable[[WrittenModule], bool]:
+    """It refuses some files whole."""
+    prefix, suffix = alike(modules)
+    if prefix is None or suffix is None:
+        return lambda _: False
+    has_alphas = any(module.has_alpha for module in modules)
+    # With one of these, its converter works on the file; without, only diffusers' own names are read.
+    if not (prefix in ("lora_unet_", "diffusion_model.") or suffix == _DEFAULT_ADAPTER or has_alphas):
+        fits = prefix == "transformer." and suffix in (PEFT, _DOTTED)
+        return lambda module: fits and not any(one.fullmatch(module.name.written) for one in (_QKV, _OUT, _EMBEDDER))
+    is_peft = suffix in (PEFT, _DEFAULT_ADAPTER)
+    # Its converter cannot place the alpha of `out` beside lora_A, nor lora_A under underscores.
+    fails = is_peft and (
+        prefix == "lora_unet_" or (has_alphas and any(_OUT.fullmatch(module.name.written) for module in modules))
+    )
+    known = prefix in ("lora_unet_", "diffusion_model.", "") and (is_peft or suffix in (KOHYA, _DOTTED))
+
+    def reads(module: WrittenModule) -> bool:
+        if fails or not known:
+            return False
+        if _QKV.fullmatch(module.name.written):
+            return not is_peft and (prefix == "lora_unet_" or suffix == _DOTTED)
+        if _OUT.fullmatch(module.name.written):
+            return not is_peft
+        return not _EMBEDDER.fullmatch(module.name.written)
+
+    return reads
+
+
+def _comfyui() -> re.Pattern[str]:
+    """ComfyUI's key map, recorded from its `z_image_to_diffusers`, in versions since December 2025."""
+    layer = r"(layers|context_refiner|noise_refiner)\.\d+\."
+    shared = r"attention_norm[12]|ffn_norm[12]|feed_forward\.w[123]|adaLN_modulation\.0"
+    embedders = r"cap_embedder\.[01]|t_embedder\.mlp\.[02]"
+    diffusers = (
+        rf"{layer}(attention\.(norm_[qk]|to_(q|k|v|out\.0))|{shared})|{embedders}|"
+        r"all_final_layer\.2-1\.(linear|adaLN_modulation\.1)|all_x_embedder\.2-1"
+    )
+    own = (
+        rf"{layer}(attention\.([qk]_norm|qkv|out)|{shared})|{embedders}|"
+        r"final_layer\.(linear|adaLN_modulation\.1)|x_embedder"
+    )
+    return re.compile(
+        rf"(diffusion_model\.|transformer\.)?({diffusers})|lycoris_({underscored(diffusers)})|"
+        rf"diffusion_model\.({own})|lora_unet_({underscored(own)})"
+    )
+
+
 def _is_file(kinds: Mapping[str, str]) -> bool:
     return any(prefix + _MARK in kinds for prefix in _PREFIXES["transformer"])
 
@@ -45,20 +101,12 @@ FAMILY = Family(
     title="Z-Image",
     base_models=(
         BaseModel(
-            "z-image-turbo",
-            "z-image",
-            "Tongyi-MAI/Z-Image-Turbo",
-            "Z-Image Turbo",
-            "Draws in eight steps.",
+            "z-image-turbo", "z-image", "Tongyi-MAI/Z-Image-Turbo", "Z-Image Turbo", "Draws in eight steps.",
             "Apache-2.0",
         ),
         BaseModel(
-            "z-image",
-            "z-image",
-            "Tongyi-MAI/Z-Image",
-            "Z-Image",
-            "Z-Image before distillation: draws more slowly, trains best.",
-            "Apache-2.0",
+            "z-image", "z-image", "Tongyi-MAI/Z-Image", "Z-Image",
+            "Z-Image before distillation: draws more slowly, trains best.", "Apache-2.0",
         ),
     ),
     # Prodigy: with AdamW at 1e-4 Z-Image did not converge in a comparison of models on 24 photos (modl.run, 2026-03).
@@ -85,7 +133,8 @@ FAMILY = Family(
             "BF16",
         ),
         form="comfyui",
-        readers="training.lora.z_image_readers",
+        diffusers=_diffusers,
+        comfyui=_comfyui(),
         is_of=_is_z_image,
         example={f"layers.0.attention.{part}": 3840 for part in ("to_q", "to_k", "to_v", "to_out.0")},
         modules=_MODULES,
@@ -95,23 +144,9 @@ FAMILY = Family(
             (r"(x_embedder|final_layer)((?:\..*)?)", (r"all_\1.2-1\2",)),
         ),
         words=(
-            "attention",
-            "qkv",
-            "feed_forward",
-            "w1",
-            "w2",
-            "w3",
-            "adaLN_modulation",
-            "noise_refiner",
-            "context_refiner",
-            "cap_embedder",
-            "t_embedder",
-            "x_embedder",
-            "final_layer",
-            "all_x_embedder",
-            "all_final_layer",
-            "linear",
-            "2-1",
+            "attention", "qkv", "feed_forward", "w1", "w2", "w3", "adaLN_modulation", "noise_refiner",
+            "context_refiner", "cap_embedder", "t_embedder", "x_embedder", "final_layer", "all_x_embedder",
+            "all_final_layer", "linear", "2-1",
         ),
         declared=("z_image", "z-image", "zimage"),
         refused={
@@ -204,4 +239,4 @@ FAMILY = Family(
         layers={"attention": ("attention.", "feed_forward."), "all": ("layers.",)},
         billions=(6.2, 4.0),
     ),
-)
+)  # fmt: skip
