@@ -1,5 +1,5 @@
 """Writes tables of the code into the docs: settings, failure codes, and base models. Writes the queues of each kind of
-worker into the docs and the files in `deploy/`.
+worker into the docs and the files in `deploy/`, and the files of Kubernetes for each family (`kubernetes_files.py`).
 
 `python tools/tables.py` writes them. `--check` only compares, and exits with 1 if a file is not up to date.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import kubernetes_files
 import numpy as np
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
@@ -212,13 +213,17 @@ def current() -> Iterator[tuple[Path, str]]:
     """Each file with what it should contain."""
     for name, table in TABLES.items():
         yield _DOCS / name, written((_DOCS / name).read_text(encoding="utf-8"), table())
-    deployments = [path for suffix in ("*.yml", "*.yaml", "*.service") for path in (_ROOT / "deploy").rglob(suffix)]
-    for path in (_DOCS / "operations.md", *sorted(deployments)):
-        yield path, with_queues(path.read_text(encoding="utf-8"), _family_of(path))
+    made = dict(kubernetes_files.files(_ROOT / "deploy" / "kubernetes", _DOCS))
+    deployments = {path for suffix in ("*.yml", "*.yaml", "*.service") for path in (_ROOT / "deploy").rglob(suffix)}
+    for path in sorted({_DOCS / "operations.md", *deployments, *made}):
+        text = made.get(path) or path.read_text(encoding="utf-8")
+        yield path, with_queues(text, _family_of(path))
 
 
 def main() -> int:
-    outdated = [(path, text) for path, text in current() if path.read_text(encoding="utf-8") != text]
+    outdated = [
+        (path, text) for path, text in current() if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
     if "--check" in sys.argv[1:]:
         names = ", ".join(path.relative_to(_ROOT).as_posix() for path, _ in outdated)
         if names:

@@ -129,7 +129,8 @@ def load_pipeline(base_model: str, family: str, device: torch.device) -> Any:
         raise BaseModelUnavailable(
             f"the base model in {folder} cannot be loaded to draw with ({type(error).__name__}: {str(error)[:200]})"
         ) from error
-    for tokenizer, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
+    for tokenizer in record.classes:
+        encoder = tokenizer.replace("tokenizer", "text_encoder")
         if record.classes.get(tokenizer) == _CLIP and getattr(pipeline, tokenizer, None) is not None:
             require_pair(getattr(pipeline, tokenizer), getattr(pipeline, encoder))
     pipeline.set_progress_bar_config(disable=True)
@@ -145,7 +146,7 @@ def _components(file: Path, record: Family, dtype: torch.dtype) -> dict[str, Any
             named = folders.scheduler_class(home) if home is not None else None
             made[part] = load_part(getattr(lib, named) if named else class_of(name), file, part)
         else:
-            made[part] = load_part(class_of(name), file, part, dtype if part in folders.WEIGHTS else None)
+            made[part] = load_part(class_of(name), file, part, dtype if folders.weights_of(part) else None)
     return made
 
 
@@ -177,5 +178,4 @@ def add_lora(pipeline: Any, path: Path) -> int:
 
 def _networks(pipeline: Any) -> list[Any]:
     """The parts of a pipeline that a LoRA may change."""
-    names = ("unet", "transformer", "text_encoder", "text_encoder_2")
-    return [part for name in names if (part := getattr(pipeline, name, None)) is not None]
+    return [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]

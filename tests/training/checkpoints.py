@@ -9,7 +9,7 @@ import numpy as np
 
 from training.families.record import SingleFile
 from training.families.registry import FAMILIES
-from training.families.weights.folders import WEIGHTS
+from training.families.weights.folders import weights_of
 from training.lora.safetensor import Tensor, pack, tensor, unpack
 
 
@@ -23,7 +23,7 @@ def exported(folder: Path, out: Path, family: str, *, only: tuple[str, ...] = ()
     assert layout is not None
     beside = out.with_suffix(".parts")
     for part in sorted(path.name for path in folder.iterdir() if path.is_dir()):
-        is_inside = part in WEIGHTS and part in (only or layout.prefixes)
+        is_inside = weights_of(part) is not None and part in (only or layout.prefixes)
         shutil.copytree(
             folder / part, beside / part, ignore=shutil.ignore_patterns("*.safetensors") if is_inside else None
         )
@@ -35,7 +35,7 @@ def exported(folder: Path, out: Path, family: str, *, only: tuple[str, ...] = ()
 
 def _renamed(folder: Path, layout: SingleFile, part: str) -> dict[str, Tensor]:
     config = json.loads((folder / "config.json").read_text())
-    held, _ = unpack((folder / f"{WEIGHTS[part]}.safetensors").read_bytes())
+    held, _ = unpack((folder / f"{weights_of(part)}.safetensors").read_bytes())
     prefix = layout.prefixes[part][0]
     fused: dict[str, dict[int, Any]] = {}
     made = {}

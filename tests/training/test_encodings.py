@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.families import LOCAL
 from training import families
 from training.backends.encoded_files import delete_unused
 from training.backends.encodings import Encodings
@@ -17,18 +18,9 @@ from training.ports import TrainRun
 Runs = Callable[..., TrainRun]
 
 
-@pytest.mark.parametrize(
-    ("family", "dtype"),
-    [
-        ("sd15", torch.float32),
-        ("sdxl", torch.bfloat16),
-        ("z-image", torch.bfloat16),
-        ("flux2-klein-4b", torch.bfloat16),
-        ("qwen-image", torch.bfloat16),
-        ("flux1", torch.bfloat16),
-    ],
-)
-def test_what_comes_back_is_what_was_made(runs: Runs, tmp_path: Path, family: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("family", LOCAL)
+def test_what_comes_back_is_what_was_made(runs: Runs, tmp_path: Path, family: str) -> None:
+    dtype = torch.float32 if family == "sd15" else torch.bfloat16
     run, found = runs(family, wide=2), families.find(family)
     base = found.load(Where(Path(run.base_model), torch.device("cpu"), dtype))
     fresh, warm = Encodings(tmp_path / "kept", "a"), Encodings(tmp_path / "kept", "a")

@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig
 
 from core.errors import Cancelled, HandOver, ImprintError, LossNotFinite, Stop
+from tests.families import LOCAL
 from tests.training.conftest import MemoryCheckpoints, Watcher
 from tests.training.live import Live, wait_until_gone
 from training import families
@@ -54,8 +55,7 @@ def side_by_side(*runs: TrainRun) -> list[TrainResult | BaseException]:
 # ---- one job is what peft would make of it -----------------------------------------------------------------------
 
 
-PEFT = [("sd15", "attention"), ("sd15", "convolutions"), ("sdxl", "attention"), ("z-image", "attention"),
-        ("flux2-klein-4b", "attention"), ("qwen-image", "attention"), ("flux1", "attention")]  # fmt: skip
+PEFT = [("sd15", "convolutions"), *((name, "attention") for name in LOCAL)]
 
 
 @pytest.mark.parametrize(("family", "targets"), PEFT)

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.families import LOCAL
 from training import families
 from training.backends.captions import fit_captions
 from training.backends.local import train
 from training.families.family import Base, Where
+from training.families.registry import FAMILIES
 from training.ports import Example, TrainRun
 from training.spec import TrainSpec
 
@@ -26,7 +28,7 @@ def examples(*captions: str) -> list[Example]:
 
 
 # A scene so often that the caption is longer than what the family reads.
-REPEATS = [("sd15", 8), ("sdxl", 8), ("z-image", 60), ("flux2-klein-4b", 60), ("qwen-image", 110), ("flux1", 60)]
+REPEATS = [(name, FAMILIES[name].caption_tokens // 9) for name in LOCAL]
 
 
 @pytest.mark.parametrize(("family", "repeats"), REPEATS)

@@ -1,23 +1,18 @@
 """What `inspect` says of diffusers is what its own converters and loader do, for every family and layout."""
 
 import json
-from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers.loaders import (
-    Flux2LoraLoaderMixin,
-    FluxLoraLoaderMixin,
-    QwenImageLoraLoaderMixin,
-    StableDiffusionLoraLoaderMixin,
-    StableDiffusionXLLoraLoaderMixin,
-    ZImageLoraLoaderMixin,
-)
+from diffusers.loaders import FluxLoraLoaderMixin
 
+from tests.families import FLOWS
 from tests.lora_layouts import A_B, ALPHA, CASES, FUSED, FUSED_CASES, MODULES, RANK, fused, matrices, written
+from training import families
 from training.families.registry import FAMILIES
 from training.lora.file import serialize_lora
 from training.lora.formats import serialize_as
@@ -46,47 +41,22 @@ def sdxl() -> Any:
     )
 
 
-def z_image() -> Any:
-    return lib.ZImageTransformer2DModel(
-        in_channels=16, dim=64, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=32,
-        axes_dims=[8, 12, 12], axes_lens=[1024, 64, 64],
-    )  # fmt: skip
+@lru_cache
+def tiny(family: str) -> Any:
+    """The tiny pipeline of a family, whose denoiser has the widths of MODULES."""
+    return families.find(family).tiny("epsilon")
 
 
-def klein() -> Any:
-    return lib.Flux2Transformer2DModel(
-        num_layers=1, num_single_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=48,
-        timestep_guidance_channels=32, axes_dims_rope=(8, 8, 8, 8), guidance_embeds=False,
-    )  # fmt: skip
-
-
-def flux1() -> Any:
-    return lib.FluxTransformer2DModel(
-        num_layers=1, num_single_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=32,
-        pooled_projection_dim=32, axes_dims_rope=(8, 12, 12), guidance_embeds=True,
-    )  # fmt: skip
-
-
-def qwen_image() -> Any:
-    return lib.QwenImageTransformer2DModel(
-        num_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=32, axes_dims_rope=(8, 12, 12)
-    )
-
-
-DENOISERS: dict[str, tuple[Callable[[], Any], Any]] = {
-    "sd15": (sd15, StableDiffusionLoraLoaderMixin),
-    "sdxl": (sdxl, StableDiffusionXLLoraLoaderMixin),
-    "z-image": (z_image, ZImageLoraLoaderMixin),
-    "flux2-klein-4b": (klein, Flux2LoraLoaderMixin),
-    "flux1": (flux1, FluxLoraLoaderMixin),
-    "qwen-image": (qwen_image, QwenImageLoraLoaderMixin),
-}
+def denoiser_of(family: str) -> Any:
+    if family in ("sd15", "sdxl"):
+        return {"sd15": sd15, "sdxl": sdxl}[family]()
+    made = tiny(family).transformer
+    return type(made).from_config(made.config)
 
 
 def load(data: bytes, family: str) -> Any:
     """The denoiser with the LoRA as diffusers loads it. Raises whatever diffusers raises."""
-    make, mixin = DENOISERS[family]
-    denoiser = make()
+    mixin, denoiser = type(tiny(family)), denoiser_of(family)
     tensors, metadata = unpack(data)
     state = {name: torch.from_numpy(part.floats().copy()) for name, part in tensors.items()}
     more: dict[str, Any] = {"sdxl": {"unet_config": denoiser.config}, "flux1": {"return_alphas": True}}.get(family, {})
@@ -180,7 +150,7 @@ def test_they_are_whole_after_a_conversion(modules: str, to: str) -> None:
     assert (found["diffusers"], found["ComfyUI"]) == ("whole", "whole" if to == "comfyui" else "without its scale")
 
 
-@pytest.mark.parametrize("family", ["flux2-klein-4b", "qwen-image"])
+@pytest.mark.parametrize("family", [name for name in FLOWS if name not in ("z-image", "flux1")])
 @pytest.mark.parametrize("to", ["kohya", "comfyui", "peft"])
 def test_every_form_of_a_transformer_is_read_whole(family: str, to: str) -> None:
     """kohya's and ComfyUI's forms of FLUX.2 have the names of its own code: query, key and value are one layer."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.families import LOCAL
 from tests.training.live import Live, of
 from training import families
 from training.data.dataset import class_caption
@@ -178,7 +179,7 @@ def test_class_captions(trigger: str, word: str, caption: str, wanted: str) -> N
     assert class_caption(spec, caption) == wanted
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image", "flux2-klein-4b", "qwen-image", "flux1"])
+@pytest.mark.parametrize("family", LOCAL)
 def test_the_prior_by_hand(runs: Runs, family: str) -> None:
     """Weight times the mean squared difference of what LoRA and base say of the class; nothing while B is zero."""
     run, found = runs(family, objective={"prior_weight": 0.5}, class_word="dog"), families.find(family)
@@ -201,7 +202,7 @@ def test_the_prior_by_hand(runs: Runs, family: str) -> None:
     assert (whole - own).item() == pytest.approx(0.5 * strays.item(), rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image", "flux2-klein-4b", "qwen-image", "flux1"])
+@pytest.mark.parametrize("family", LOCAL)
 def test_recalled_samples_by_hand(runs: Runs, family: str) -> None:
     """Of some samples it is asked what the base says of the class; the others' losses keep every bit."""
     options: dict[str, Any] = {"batch_size": 4, "class_word": "dog", "objective": {"prior_share": 0.5}}

@@ -15,6 +15,7 @@ from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file, save_file
 
 from core.errors import BaseModelUnavailable
+from tests.families import LOCAL
 from tests.training.checkpoints import exported
 from training import families, sample
 from training.backends.local import train
@@ -30,7 +31,6 @@ from training.ports import TrainRun
 Runs = Callable[..., TrainRun]
 Bases = Callable[..., Path]
 CPU = torch.device("cpu")
-NAMES = ["sd15", "sdxl", "z-image", "flux2-klein-4b", "qwen-image", "flux1"]
 lib: Any = diffusers
 utils: Any = single_file_utils
 
@@ -47,7 +47,7 @@ def single(bases: Bases, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     return make
 
 
-@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("family", LOCAL)
 def test_it_tells_its_family(family: str, single: Callable[[str], Path], tmp_path: Path) -> None:
     assert family_of_base(str(single(family))) == family
     other = tmp_path / "other.safetensors"
@@ -82,7 +82,7 @@ def test_a_folder_of_stable_diffusion_2_is_refused(bases: Bases, runs: Runs, tmp
         train(runs("sd15", base=base))
 
 
-@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("family", LOCAL)
 def test_every_weight_is_the_folders(family: str, bases: Bases, single: Callable[[str], Path]) -> None:
     found = families.find(family)
     one = found.load(Where(locate(str(single(family)), found.parts), CPU, torch.float32))
@@ -101,7 +101,7 @@ def test_every_weight_is_the_folders(family: str, bases: Bases, single: Callable
     assert one.prediction == other.prediction
 
 
-@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("family", LOCAL)
 def test_a_training_on_it_gives_the_same_lora(family: str, runs: Runs, single: Callable[[str], Path]) -> None:
     run = runs(family, max_steps=2)
     folder = train(run)
@@ -111,13 +111,13 @@ def test_a_training_on_it_gives_the_same_lora(family: str, runs: Runs, single: C
     assert metadata["imprint_base_sha256"] != other_metadata["imprint_base_sha256"]  # checkpoints do not mix
 
 
-@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("family", LOCAL)
 def test_it_draws_the_same_picture(family: str, bases: Bases, single: Callable[[str], Path]) -> None:
     given: dict[str, Any] = {"steps": 2, "size": (64, 64), "device": "cpu"}
     drawn = [sample.draw(str(base), family, ["a dog"], [1], **given)[0] for base in (bases(family), single(family))]
     levels = np.subtract(*(np.asarray(picture, int) for picture in drawn))
     # diffusers leaves the folder's weights where they are in the file, and kernels choose their order by alignment.
-    assert np.abs(levels).max() <= (1 if family == "qwen-image" else 0)
+    assert np.abs(levels).max() <= 1
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])

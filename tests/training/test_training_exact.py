@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from core.errors import Cancelled, HandOver, LeaseLost, StoreUnavailable, TrainingTimeout
+from tests.families import FLOWS
 from tests.training.conftest import MemoryCheckpoints, Watcher
 from training.backends.local import train
 from training.ports import TrainRun
@@ -26,7 +27,7 @@ def test_twice_the_same_bytes(runs: Runs) -> None:
     assert train(runs(name="c", seed=8)).sha256 != first.sha256
 
 
-@pytest.mark.parametrize("family", ["flux2-klein-4b", "qwen-image", "flux1"])
+@pytest.mark.parametrize("family", FLOWS)
 def test_a_transformer_resumes_byte_identical(runs: Runs, family: str) -> None:
     kept = MemoryCheckpoints()
     run = runs(family, max_steps=4, every=1, count=2, checkpoints=kept)

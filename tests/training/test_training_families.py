@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.errors import BaseModelUnavailable, ImageInvalid
+from tests.families import LOCAL
 from tests.training.live import Live, of
 from training import families
 from training.backends.local import train
@@ -166,7 +167,7 @@ def test_sdxl_is_told_the_size_of_the_picture(bases: Bases, pictures: Callable[.
     assert conditions[0]["pooled"].shape == (1, 48)
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "z-image", "flux2-klein-4b", "qwen-image", "flux1"])
+@pytest.mark.parametrize("family", LOCAL)
 def test_sixteen_bit_bases_keep_full_adapters(runs: Runs, family: str) -> None:
     """What runs on a GPU: a bfloat16 base, float32 adapters, losses near those of float32."""
     found, folder = families.find(family), Path(runs(family).base_model)

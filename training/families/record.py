@@ -141,6 +141,19 @@ class LoraNames:
         return [self.shares.get(part.rpartition(".")[2], 1) for part in parts]
 
 
+def own_name(module: str, table: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[str, int, tuple[str, ...]] | None:
+    """The layer of a model's own code that a module of diffusers is, or is a part of; with the part's number, and all.
+
+    table: such as `LoraNames.original`, with a block's number as the only group.
+    """
+    for pattern, names in table:
+        for place, name in enumerate(names):
+            if (found := re.fullmatch(re.escape(name).replace(r"\\1", r"(\d+)"), module)) is not None:
+                number = found[1] if found.groups() else ""
+                return pattern.replace(r"(\d+)", number).replace(r"\.", "."), place, names
+    return None
+
+
 @dataclass(frozen=True)
 class Source:
     """The tensor in a single file that a weight comes from."""
@@ -169,6 +182,8 @@ class SingleFile:
     sources: Mapping[str, Finder]
     # Whether a file with tensors of these names holds the family's denoiser.
     is_of: Callable[[Mapping[str, str]], bool]
+    # Tensors of the family's files that training does not use, beside those that files of all families may have.
+    left_over: re.Pattern[str] | None = None
     # What the names in a file say about the configuration of a part, besides `Family.configs`.
     says: Callable[[str, Collection[str]], Config] = _says_nothing
 

@@ -5,14 +5,13 @@ parts stand below each other, and the up matrices on a diagonal; the rank is the
 down matrix, as those of a file that was split before, keep their rank.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from core.errors import LoraInvalid
-from training.families.record import Family
+from training.families.record import Family, own_name
 from training.lora.reading import Module
 from training.lora.safetensor import Array, tensor
 
@@ -43,13 +42,11 @@ def fused(modules: Iterable[Module], family: Family) -> list[Module]:
 
 
 def _place(module: str, family: Family) -> _Place:
-    for pattern, names in family.lora.original:
-        for part, name in enumerate(names):
-            found = re.fullmatch(re.escape(name).replace(r"\\1", r"(\d+)"), module)
-            if found is not None:
-                own = pattern.replace(r"(\d+)", found[1]).replace(r"\.", ".")
-                return _Place(own, part, tuple(family.lora.rows(names)))
-    raise LoraInvalid(f"{module} has no name in the own code of {family.title}, only in diffusers: convert to peft")
+    found = own_name(module, family.lora.original)
+    if found is None:
+        raise LoraInvalid(f"{module} has no name in the own code of {family.title}, only in diffusers: convert to peft")
+    own, part, names = found
+    return _Place(own, part, tuple(family.lora.rows(names)))
 
 
 def _joined(name: str, parts: dict[int, Module], shares: tuple[int, ...]) -> Module:

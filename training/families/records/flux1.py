@@ -61,6 +61,11 @@ _ORIGINAL: tuple[tuple[str, tuple[str, ...]], ...] = (
     (_SINGLE + "linear2", (r"single_transformer_blocks.\1.proj_out",)),
     (_SINGLE + r"modulation\.lin", (r"single_transformer_blocks.\1.norm.linear",)),
 )
+_WEIGHTS = (
+    *_ORIGINAL, *checkpoint_names.FLUX, *checkpoint_names.embedder("time_in", "time_text_embed.timestep_embedder"),
+    *checkpoint_names.embedder("vector_in", "time_text_embed.text_embedder"),
+    *checkpoint_names.embedder("guidance_in", "time_text_embed.guidance_embedder"),
+)  # fmt: skip
 # The layers that ComfyUI's key map has, of the makers' code and by `flux_to_diffusers`.
 _OWN = (
     r"double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj|norm\.(query|key)_norm)|mlp\.[02]|mod\.lin)|"
@@ -203,7 +208,7 @@ FAMILY = Family(
     single_file=SingleFile(
         prefixes={"transformer": _PREFIXES},
         marks={"transformer": (_MARK,)},
-        sources={"transformer": checkpoint_names.flux1},
+        sources={"transformer": checkpoint_names.own_code(_WEIGHTS, {"proj_mlp": 4})},
         is_of=_is_file,
         says=_says,
     ),

@@ -47,6 +47,13 @@ _ORIGINAL: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"single_blocks\.(\d+)\.linear1", (r"single_transformer_blocks.\1.attn.to_qkv_mlp_proj",)),
     (r"single_blocks\.(\d+)\.linear2", (r"single_transformer_blocks.\1.attn.to_out",)),
 )  # fmt: skip
+_WEIGHTS = (
+    *_ORIGINAL, *checkpoint_names.FLUX, *checkpoint_names.embedder("time_in", "time_guidance_embed.timestep_embedder"),
+    *(
+        (rf"{kind}_stream_modulation{stream}\.lin", (f"{kind}_stream_modulation{stream}.linear",))
+        for kind, stream in (("double", "_img"), ("double", "_txt"), ("single", ""))
+    ),
+)  # fmt: skip
 # The layers that ComfyUI's key map has, of the makers' code and by `flux_to_diffusers`, which has neither the
 # modulations nor the embedding of times.
 _OWN = (
@@ -225,7 +232,7 @@ def _klein(
         single_file=SingleFile(
             prefixes={"transformer": _PREFIXES},
             marks={"transformer": (_MARK,)},
-            sources={"transformer": checkpoint_names.flux2},
+            sources={"transformer": checkpoint_names.own_code(_WEIGHTS)},
             is_of=_is_file(range(fewest, doubles + 1), singles),
         ),
         toolkit=_toolkit(size, billions),

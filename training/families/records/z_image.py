@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from training.families.record import (
     AiToolkit,
     BaseModel,
+    Config,
     Drawing,
     Family,
     LoraNames,
@@ -13,6 +14,7 @@ from training.families.record import (
     Price,
     SingleFile,
     Sizes,
+    Source,
     Variant,
     WrittenModule,
 )
@@ -90,6 +92,20 @@ def _comfyui() -> re.Pattern[str]:
         rf"(diffusion_model\.|transformer\.)?({diffusers})|lycoris_({underscored(diffusers)})|"
         rf"diffusion_model\.({own})|lora_unet_({underscored(own)})"
     )
+
+
+def _source(name: str, _config: Config) -> Source:
+    if found := re.fullmatch(r"(.+\.attention)\.to_([qkv])\.weight", name):
+        return Source(f"{found[1]}.qkv.weight", rows=checkpoint_names.third(found[2]))
+    for ours, theirs in (
+        ("all_final_layer.2-1.", "final_layer."),
+        ("all_x_embedder.2-1.", "x_embedder."),
+        (".attention.to_out.0.", ".attention.out."),
+        (".attention.norm_k.", ".attention.k_norm."),
+        (".attention.norm_q.", ".attention.q_norm."),
+    ):
+        name = name.replace(ours, theirs)
+    return Source(name)  # fmt: skip
 
 
 def _is_file(kinds: Mapping[str, str]) -> bool:
@@ -198,11 +214,12 @@ FAMILY = Family(
             "text_encoder": ("embed_tokens.weight",),
         },
         sources={
-            "transformer": checkpoint_names.z_image,
+            "transformer": _source,
             "vae": checkpoint_names.vae,
             "text_encoder": checkpoint_names.same,
         },
         is_of=_is_file,
+        left_over=re.compile(r"text_encoders\.qwen3_4b\.(transformer\.lm_head\.weight|logit_scale)"),
     ),
     toolkit=AiToolkit(
         arch="zimage",

@@ -7,18 +7,17 @@ families' records name the function for each of their parts.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.families.record import Source
+from training.families.record import Finder, Source, own_name
 
 # Tensors in files besides the weights: averaged copies, tables that are computed, and heads that are not used.
 LEFT_OVER = re.compile(
     r"model_ema\..*|first_stage_model\.loss\..*|(.*\.)?(position_ids|logit_scale|norm_final\.weight)|"
     r"(cond_stage_model|conditioner\.embedders\.0)\.transformer\.(text_projection\.weight|text_projection)|"
     r"(model\.)?(betas|(sqrt_|log_)?(one_minus_)?(recip_|recipm1_)?alphas_cumprod(_prev)?|sqrt_recipm1?_alphas_cumprod|"
-    r"posterior_\w+|lvlb_weights|logvar|scale_factor)|denoiser\.(sigmas|log_sigmas)|v_pred|ztsnr|"
-    r"text_encoders\.qwen3_4b\.(transformer\.lm_head\.weight|logit_scale)"
+    r"posterior_\w+|lvlb_weights|logvar|scale_factor)|denoiser\.(sigmas|log_sigmas)|v_pred|ztsnr"
 )
 
 _RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
@@ -29,9 +28,6 @@ _UNET = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 _OPEN_CLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
               "self_attn.out_proj": "attn.out_proj"}  # fmt: skip
-_Z_IMAGE = (("all_final_layer.2-1.", "final_layer."), ("all_x_embedder.2-1.", "x_embedder."),
-            (".attention.to_out.0.", ".attention.out."), (".attention.norm_k.", ".attention.k_norm."),
-            (".attention.norm_q.", ".attention.q_norm."))  # fmt: skip
 
 
 def _end(name: str) -> tuple[str, str]:
@@ -39,7 +35,7 @@ def _end(name: str) -> tuple[str, str]:
     return stem, end
 
 
-def _third(letter: str) -> tuple[int, int, int]:
+def third(letter: str) -> tuple[int, int, int]:
     """The rows of query, key or value in a matrix of all three."""
     place = "qkv".index(letter)
     return place, place + 1, 3
@@ -98,19 +94,10 @@ def open_clip(name: str, _config: Mapping[str, Any]) -> Source:
     if name == "embeddings.position_embedding.weight":
         return Source("positional_embedding")
     if found := re.fullmatch(r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(\w+)", name):
-        return Source(f"transformer.resblocks.{found[1]}.attn.in_proj_{found[3]}", rows=_third(found[2]))
+        return Source(f"transformer.resblocks.{found[1]}.attn.in_proj_{found[3]}", rows=third(found[2]))
     if found := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(\w+)", name):
         return Source(f"transformer.resblocks.{found[1]}.{_OPEN_CLIP[found[2]]}.{found[3]}")
     return Source(name.replace("embeddings.token_embedding", "token_embedding").replace("final_layer_norm", "ln_final"))
-
-
-def z_image(name: str, _config: Mapping[str, Any]) -> Source:
-    """The transformer of Z-Image."""
-    if found := re.fullmatch(r"(.+\.attention)\.to_([qkv])\.weight", name):
-        return Source(f"{found[1]}.qkv.weight", rows=_third(found[2]))
-    for ours, theirs in _Z_IMAGE:
-        name = name.replace(ours, theirs)
-    return Source(name)
 
 
 def same(name: str, _config: Mapping[str, Any]) -> Source:
@@ -118,74 +105,45 @@ def same(name: str, _config: Mapping[str, Any]) -> Source:
     return Source(name)
 
 
-_FLUX2 = (
-    (r"x_embedder", "img_in"),
-    (r"context_embedder", "txt_in"),
-    (r"proj_out", "final_layer.linear"),
-    (r"norm_out\.linear", "final_layer.adaLN_modulation.1"),
-    (r"(\w+_stream_modulation\w*)\.linear", r"\1.lin"),
-    (r"time_guidance_embed\.timestep_embedder\.linear_1", "time_in.in_layer"),
-    (r"time_guidance_embed\.timestep_embedder\.linear_2", "time_in.out_layer"),
-    (r"single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj", r"single_blocks.\1.linear1"),
-    (r"single_transformer_blocks\.(\d+)\.attn\.to_out", r"single_blocks.\1.linear2"),
-    (r"single_transformer_blocks\.(\d+)\.attn\.norm_q", r"single_blocks.\1.norm.query_norm"),
-    (r"single_transformer_blocks\.(\d+)\.attn\.norm_k", r"single_blocks.\1.norm.key_norm"),
-    (r"transformer_blocks\.(\d+)\.attn\.to_[qkv]", r"double_blocks.\1.img_attn.qkv"),
-    (r"transformer_blocks\.(\d+)\.attn\.add_[qkv]_proj", r"double_blocks.\1.txt_attn.qkv"),
-    (r"transformer_blocks\.(\d+)\.attn\.to_out\.0", r"double_blocks.\1.img_attn.proj"),
-    (r"transformer_blocks\.(\d+)\.attn\.to_add_out", r"double_blocks.\1.txt_attn.proj"),
-    (r"transformer_blocks\.(\d+)\.attn\.norm_q", r"double_blocks.\1.img_attn.norm.query_norm"),
-    (r"transformer_blocks\.(\d+)\.attn\.norm_k", r"double_blocks.\1.img_attn.norm.key_norm"),
-    (r"transformer_blocks\.(\d+)\.attn\.norm_added_q", r"double_blocks.\1.txt_attn.norm.query_norm"),
-    (r"transformer_blocks\.(\d+)\.attn\.norm_added_k", r"double_blocks.\1.txt_attn.norm.key_norm"),
-    (r"transformer_blocks\.(\d+)\.ff\.linear_in", r"double_blocks.\1.img_mlp.0"),
-    (r"transformer_blocks\.(\d+)\.ff\.linear_out", r"double_blocks.\1.img_mlp.2"),
-    (r"transformer_blocks\.(\d+)\.ff_context\.linear_in", r"double_blocks.\1.txt_mlp.0"),
-    (r"transformer_blocks\.(\d+)\.ff_context\.linear_out", r"double_blocks.\1.txt_mlp.2"),
+# Of FLUX.1 and its relatives, beside the layers that get a LoRA.
+FLUX = (
+    (r"img_in", ("x_embedder",)),
+    (r"txt_in", ("context_embedder",)),
+    (r"final_layer\.linear", ("proj_out",)),
+    (r"final_layer\.adaLN_modulation\.1", ("norm_out.linear",)),
+    *(
+        (
+            rf"double_blocks\.(\d+)\.{stream}_attn\.norm\.{name}_norm",
+            (rf"transformer_blocks.\1.attn.norm_{added}{name[0]}",),
+        )
+        for stream, added in (("img", ""), ("txt", "added_"))
+        for name in ("query", "key")
+    ),
+    *(
+        (rf"single_blocks\.(\d+)\.norm\.{name}_norm", (rf"single_transformer_blocks.\1.attn.norm_{name[0]}",))
+        for name in ("query", "key")
+    ),
 )
 
 
-# Of FLUX.1, beside those that FLUX.2 has too.
-_FLUX1 = (
-    (r"time_text_embed\.timestep_embedder\.linear_1", "time_in.in_layer"),
-    (r"time_text_embed\.timestep_embedder\.linear_2", "time_in.out_layer"),
-    (r"time_text_embed\.text_embedder\.linear_1", "vector_in.in_layer"),
-    (r"time_text_embed\.text_embedder\.linear_2", "vector_in.out_layer"),
-    (r"time_text_embed\.guidance_embedder\.linear_1", "guidance_in.in_layer"),
-    (r"time_text_embed\.guidance_embedder\.linear_2", "guidance_in.out_layer"),
-    (r"transformer_blocks\.(\d+)\.norm1\.linear", r"double_blocks.\1.img_mod.lin"),
-    (r"transformer_blocks\.(\d+)\.norm1_context\.linear", r"double_blocks.\1.txt_mod.lin"),
-    (r"transformer_blocks\.(\d+)\.ff\.net\.0\.proj", r"double_blocks.\1.img_mlp.0"),
-    (r"transformer_blocks\.(\d+)\.ff\.net\.2", r"double_blocks.\1.img_mlp.2"),
-    (r"transformer_blocks\.(\d+)\.ff_context\.net\.0\.proj", r"double_blocks.\1.txt_mlp.0"),
-    (r"transformer_blocks\.(\d+)\.ff_context\.net\.2", r"double_blocks.\1.txt_mlp.2"),
-    (r"single_transformer_blocks\.(\d+)\.norm\.linear", r"single_blocks.\1.modulation.lin"),
-    (r"single_transformer_blocks\.(\d+)\.(?:attn\.to_[qkv]|proj_mlp)", r"single_blocks.\1.linear1"),
-    (r"single_transformer_blocks\.(\d+)\.proj_out", r"single_blocks.\1.linear2"),
-)
+def embedder(own: str, diffusers: str) -> tuple[tuple[str, tuple[str]], ...]:
+    """The two linears of an embedder in such a model."""
+    return tuple((rf"{own}\.{end}_layer", (f"{diffusers}.linear_{number}",)) for number, end in ((1, "in"), (2, "out")))
 
 
-def flux1(name: str, config: Mapping[str, Any]) -> Source:
-    """The transformer of FLUX.1. Raises KeyError for an unknown name."""
-    stem, end = _end(name)
-    for pattern, theirs in _FLUX1:
-        if (found := re.fullmatch(pattern, stem)) is not None:
-            written = found.expand(theirs)
-            if not written.endswith("linear1"):
-                return Source(f"{written}.{end}")
-            # Query, key, value, and the feed-forward layer, which has four times as many rows as each of them.
-            place = 3 if stem.endswith("proj_mlp") else "qkv".index(stem[-1])
-            return Source(f"{written}.{end}", rows=(place, 7 if place == 3 else place + 1, 7))
-    return flux2(name, config)
+def own_code(table: Sequence[tuple[str, tuple[str, ...]]], shares: Mapping[str, int] | None = None) -> Finder:
+    """Finds weights by a table such as `LoraNames.original`; `shares` as there."""
 
+    def source(name: str, _config: Mapping[str, Any]) -> Source:
+        stem, end = _end(name)
+        found = own_name(stem, table)
+        if found is None:
+            raise KeyError(name)
+        written, place, names = found
+        counts = [(shares or {}).get(part.rpartition(".")[2], 1) for part in names]
+        rows = (sum(counts[:place]), sum(counts[: place + 1]), sum(counts)) if len(names) > 1 else None
+        # The last modulation has its scale before its shift in diffusers.
+        end = "scale" if written.endswith("_norm") else end
+        return Source(f"{written}.{end}", rows=rows, is_swapped=stem == "norm_out.linear")
 
-def flux2(name: str, _config: Mapping[str, Any]) -> Source:
-    """The transformer of FLUX.2. Raises KeyError for an unknown name."""
-    stem, end = _end(name)
-    for pattern, theirs in _FLUX2:
-        if (found := re.fullmatch(pattern, stem)) is not None:
-            written = found.expand(theirs)
-            end = "scale" if written.endswith("_norm") else end
-            rows = _third(re.sub(r".*(to|add)_([qkv])(_proj)?", r"\2", stem)) if written.endswith(".qkv") else None
-            return Source(f"{written}.{end}", rows=rows, is_swapped=stem == "norm_out.linear")
-    raise KeyError(name)
+    return source

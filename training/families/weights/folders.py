@@ -12,16 +12,16 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from core.errors import BaseModelUnavailable
 
-# The parts with weights, and the names of their weight files in diffusers' layout (before `.safetensors`).
-WEIGHTS = {
-    "unet": "diffusion_pytorch_model",
-    "transformer": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "text_encoder_2": "model",
-}
+_TEXT_ENCODER = re.compile(r"text_encoder(_\d)?")
 # Time limit for the hub's first response. Without it, a machine without network hangs for minutes.
 _HUB_TIMEOUT_S = 10.0
+
+
+def weights_of(part: str) -> str | None:
+    """The name of a part's weight files in diffusers' layout, before `.safetensors`; None: it has no weights."""
+    if _TEXT_ENCODER.fullmatch(part):
+        return "model"
+    return "diffusion_pytorch_model" if part in ("unet", "transformer", "vae") else None
 
 
 def from_hub(name: str, parts: Sequence[str]) -> Path:
@@ -34,9 +34,9 @@ def from_hub(name: str, parts: Sequence[str]) -> Path:
         return folder
     try:
         folder = Path(snapshot_download(name, allow_patterns=_wanted(parts), etag_timeout=_HUB_TIMEOUT_S))
-        if halves := [part for part in parts if part in WEIGHTS and not has_part(folder, part)]:
+        if halves := [part for part in parts if weights_of(part) and not has_part(folder, part)]:
             # Some repositories have no others.
-            patterns = [f"{part}/{WEIGHTS[part]}*.fp16*" for part in halves]
+            patterns = [f"{part}/{weights_of(part)}*.fp16*" for part in halves]
             snapshot_download(name, allow_patterns=patterns, etag_timeout=_HUB_TIMEOUT_S)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise BaseModelUnavailable(
@@ -64,7 +64,7 @@ def _wanted(parts: Sequence[str]) -> list[str]:
 
 
 def _patterns(part: str) -> list[str]:
-    weights = WEIGHTS.get(part)
+    weights = weights_of(part)
     if weights is None:
         return [f"{part}/*"]
     return [
@@ -89,7 +89,7 @@ def require(folder: Path, parts: Sequence[str]) -> None:
             raise BaseModelUnavailable(
                 f"the base model in {folder} has no {part}: it is of another family, or incomplete"
             )
-        weights = WEIGHTS.get(part)
+        weights = weights_of(part)
         if weights is None or list((folder / part).glob(f"{weights}*.safetensors")):
             continue
         if list((folder / part).glob("*.bin")):
@@ -103,7 +103,7 @@ def require(folder: Path, parts: Sequence[str]) -> None:
 
 def variant(folder: Path, part: str) -> str | None:
     """`fp16` if a part has its weights only in this variant, as in many downloads; else None."""
-    weights = [path.name for path in (folder / part).glob(f"{WEIGHTS[part]}*.safetensors")]
+    weights = [path.name for path in (folder / part).glob(f"{weights_of(part)}*.safetensors")]
     return "fp16" if weights and all(".fp16" in name for name in weights) else None
 
 
@@ -120,7 +120,7 @@ def config_of(folder: Path, part: str) -> dict[str, Any]:
 
 def has_part(folder: Path, part: str) -> bool:
     """Whether `folder` has a part: its weights, or for a part without weights any JSON file."""
-    weights = WEIGHTS.get(part)
+    weights = weights_of(part)
     return any((folder / part).glob(f"{weights}*.safetensors" if weights is not None else "*.json"))
 
 

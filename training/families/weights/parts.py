@@ -63,7 +63,7 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype | None = No
     try:
         if dtype is None:
             return kind.from_pretrained(folder / part, local_files_only=True)
-        soundness.check_files(folder / part, folders.WEIGHTS[part])
+        soundness.check_files(folder / part, str(folders.weights_of(part)))
         network, report = kind.from_pretrained(
             folder / part,
             local_files_only=True,

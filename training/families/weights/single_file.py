@@ -105,7 +105,10 @@ def require(path: Path, parts: Sequence[str]) -> None:
 
 def refuse_unknown(held: CheckpointFile, names: Sequence[str]) -> None:
     """Raise BaseModelUnavailable if any of the names is neither a weight nor known from checkpoints."""
-    if unknown := [name for name in names if not LEFT_OVER.fullmatch(name)]:
+    layout = held.family.single_file
+    assert layout is not None  # noqa: S101 - see `read`
+    known = [LEFT_OVER, layout.left_over] if layout.left_over is not None else [LEFT_OVER]
+    if unknown := [name for name in names if not any(pattern.fullmatch(name) for pattern in known)]:
         raise BaseModelUnavailable(
             f"the base model {held.path} has {len(unknown)} unknown weights, such as {min(unknown)[:120]!r}"
         )
