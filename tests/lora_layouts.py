@@ -15,7 +15,7 @@ from training.lora.safetensor import Tensor, pack, tensor
 RANK, ALPHA = 4, 8.0
 BLOCK = "transformer_blocks.0"
 DOUBLE = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "to_add_out")  # of FLUX.2 and Qwen-Image
-# Modules by diffusers' names, with outputs and inputs; the same in `denoiser_of` of tests/training/test_lora_readers.py.
+# Modules by diffusers' names, with outputs and inputs; as in `denoiser_of` of tests/training/test_lora_readers.py.
 MODULES: dict[str, dict[str, tuple[int, int]]] = {
     "sd15": {
         **{f"down_blocks.0.attentions.1.{BLOCK}.attn{kind}.to_{name}": (32, 32) for kind in "12" for name in "qkv"},

@@ -15,7 +15,7 @@ from core.clock import UtcDateTime, utcnow
 from core.settings import Settings
 from credits import ledger
 from jobs.admission.due import DUE, Due
-from jobs.admission.queues import QUEUES, REMOTE
+from jobs.admission.queues import REMOTE, every_queue
 from jobs.lifecycle.launches import record_event, send_launch
 from storage.database import lock_name
 from storage.tables.jobs import Job, Priority
@@ -172,8 +172,8 @@ def decide_due(session: Session, settings: Settings) -> None:
     admitted: set[str] = set()
     most = len(found.accepted) + (_MANY if found.opened else _FEW)
     if found.used and _limits_running(session, settings):
-        found.queues |= set(QUEUES)  # the owner's jobs may wait for another queue
-    for queue in sorted(found.queues & set(QUEUES)):
+        found.queues |= set(every_queue())  # the owner's jobs may wait for another queue
+    for queue in sorted(found.queues & set(every_queue())):
         while len(admitted) < most and (job_id := _admit_next(session, queue, settings)):
             admitted.add(job_id)
             _launch(session, job_id, settings, has_waited=job_id not in found.accepted)

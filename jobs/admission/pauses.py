@@ -7,7 +7,7 @@ from core.clock import utcnow
 from core.errors import NotFound, SpecInvalid
 from jobs.admission import due
 from jobs.admission.decide import LOCK
-from jobs.admission.queues import QUEUES
+from jobs.admission.queues import every_queue
 from jobs.lifecycle.launches import record_event
 from jobs.owners import audit_log
 from jobs.services import Services
@@ -18,7 +18,7 @@ from storage.tables.jobs import ACTIVE, Job, Stage
 from storage.tables.remote import RemoteRun, RunState
 from training.families.registry import FAMILIES
 
-SCOPES = ("all", *(f"queue:{queue}" for queue in QUEUES), *(f"family:{family}" for family in FAMILIES))
+SCOPES = ("all", *(f"queue:{queue}" for queue in every_queue()), *(f"family:{family}" for family in FAMILIES))
 _MAX_REASON = 200
 
 
@@ -55,7 +55,7 @@ def resume(services: Services, scope: str) -> None:
             raise NotFound(f"{scope} is not paused")
         session.delete(row)
         audit_log.record(session, "admission.resumed", scope=scope)
-    due.open_places(services.database, QUEUES)
+    due.open_places(services.database, every_queue())
 
 
 def list_pauses(services: Services) -> list[PauseView]:

@@ -24,7 +24,7 @@ from core.clock import utcnow
 from core.settings import Settings
 from jobs.admission.decide import ALIVE_S, decay_of
 from jobs.admission.expected import Expected
-from jobs.admission.queues import QUEUES, is_waiting
+from jobs.admission.queues import every_queue, is_waiting
 from storage.database import Database
 from storage.tables.admission import OwnerShare, TrainingWorker
 from storage.tables.jobs import ACTIVE, IN_FLIGHT, Job, Stage
@@ -118,7 +118,7 @@ class Places:
 
     def get(self, session: Session, job: Job) -> Expected:
         """What is expected of one job; nothing of a final one, or one that has left the train stage."""
-        if job.status not in ACTIVE or job.queue not in QUEUES or job.stage not in _EARLY:
+        if job.status not in ACTIVE or job.queue not in every_queue() or job.stage not in _EARLY:
             return Expected()
         queue = self._queues[job.queue]
         if _is_old(queue.known, job.id):

@@ -11,9 +11,13 @@ from training.families.registry import trained_here
 from training.memory_plan import padded_ranks
 from training.spec import TrainSpec
 
-HELD = "held"  # not a queue of Celery either, and not one of QUEUES: these jobs wait for an approval
+HELD = "held"  # not a queue of Celery either, and not one of `every_queue`: these jobs wait for an approval
 REMOTE = "remote"  # not a queue of Celery: jobs of remote backends share one window
-QUEUES = (*(f"{TRAIN}{family}" for family in trained_here()), REMOTE)
+
+
+def every_queue() -> tuple[str, ...]:
+    """All queues, by families that workers train."""
+    return (*(f"{TRAIN}{family}" for family in trained_here()), REMOTE)
 
 
 def queue_of(spec: TrainSpec) -> str:

@@ -13,7 +13,7 @@ from core.telemetry import metrics
 from core.telemetry.logging import job_context
 from credits.audit import AuditFinding, audit
 from jobs.admission import due, workers
-from jobs.admission.queues import QUEUES
+from jobs.admission.queues import every_queue
 from jobs.lifecycle import invariants, repair
 from jobs.lifecycle.periodic import each
 from jobs.notices import notices
@@ -45,7 +45,7 @@ def repair_jobs(services: Services, limit: int = 500) -> int:
 def admit_jobs(services: Services) -> None:
     """Admit jobs where there is room that no transaction has noticed: after a worker has vanished, for example."""
     workers.forget_dead(services)
-    due.open_places(services.database, QUEUES)
+    due.open_places(services.database, every_queue())
 
 
 def sweep_done(services: Services) -> None:

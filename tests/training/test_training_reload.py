@@ -76,6 +76,7 @@ def part_of(pipeline: Any, family: str) -> str:
 FORMS = [(name, form) for name in LOCAL for form in dict.fromkeys((FAMILIES[name].lora.form, "peft"))]
 # Of a picture's 255 levels. The file's rounding to 16 bits moves the picture more, see TOLERANCE.
 LEVELS = {"F32": 1, "F16": 2, "BF16": 4}
+FINER = {"qwen-image": 1}  # its random VAE moves the picture less
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,7 @@ def test_diffusers_reads_the_live_model_back(
         taught[family] = trained(run)
     live, written = taught[family]
     kind = FAMILIES[family].lora.naming.kind
+    levels = FINER.get(family, LEVELS[kind])
     path = tmp_path / "lora.safetensors"
     path.write_bytes(serialize_as(read_lora(written), form))
     pipeline = sample.load_pipeline(run.base_model, family, torch.device("cpu"))
@@ -108,8 +110,8 @@ def test_diffusers_reads_the_live_model_back(
     change = (wanted - before).norm()
     assert change > 1e-2 * before.norm()  # the LoRA does something
     assert (got - wanted).norm() < TOLERANCE[kind] * change
-    assert np.abs(plain - picture).max() > 3 * LEVELS[kind]
-    assert np.abs(drawn(pipeline) - picture).max() <= LEVELS[kind]
+    assert np.abs(plain - picture).max() > 3 * levels
+    assert np.abs(drawn(pipeline) - picture).max() <= levels
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,6 @@ def tiny(prediction: str) -> Any:
 def family(record: Family) -> FamilyCode:
     """The code of the family."""
     return replace(
-        sd15.family(record), load=partial(load, record), stand_in=stand_in, encode_captions=encode_captions,
-        reads_whole=reads_whole, predict=predict,
+        sd15.family(record), load=partial(load, record), stand_in=stand_in, tiny=tiny,
+        encode_captions=encode_captions, reads_whole=reads_whole, predict=predict,
     )  # fmt: skip
