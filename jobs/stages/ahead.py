@@ -17,7 +17,7 @@ from sqlmodel import Session, col, select
 from core.errors import ImprintError, LeaseLost
 from core.telemetry import metrics
 from core.telemetry.logging import job_context
-from jobs.admission.queues import QUEUES, is_waiting
+from jobs.admission.queues import every_queue, is_waiting
 from jobs.lifecycle.leases import Lease
 from jobs.services import Services
 from jobs.stages.control import leaving
@@ -132,7 +132,8 @@ class Ahead:
 def _waiting_queues(session: Session) -> list[str]:
     """The queues for which jobs wait, found without reading the jobs."""
     one = [
-        sa.select(sa.literal(name)).where(sa.exists().where(col(Job.queue) == name, is_waiting())) for name in QUEUES
+        sa.select(sa.literal(name)).where(sa.exists().where(col(Job.queue) == name, is_waiting()))
+        for name in every_queue()
     ]
     return list(session.execute(sa.union_all(*one)).scalars())
 
