@@ -12,9 +12,14 @@ from pathlib import Path
 from jinja2.ext import extract_from_ast
 
 from core.advice import ADVICE
+from jobs.requests import recipe_options
 from jobs.subjects import presets
-from web.pages import account, chart, errors, render, texts, training_list, wording
-from web.problems import PROBLEMS
+from tools import messages
+from training.families.registry import BASE_MODELS, FAMILIES
+from web.pages import account, chart, errors, recipe, render, texts, training_list, wording
+from web.pages.messages import WORDS
+from web.pages.operators import owner
+from web.problems import FIXED_DETAILS, PROBLEMS
 
 Key = tuple[str, str]  # the text, and its plural if it has one
 _PAGES = Path(render.__file__).parent
@@ -24,11 +29,13 @@ _TEMPLATES = _PAGES.parent / "templates" / "page"
 def collect() -> list[Key]:
     """Every text of the templates, of the page's modules and of the scripts."""
     found: dict[Key, None] = {}
-    for path in sorted(_TEMPLATES.glob("*.html")):
+    for path in sorted(_TEMPLATES.rglob("*.html")):
         found |= dict.fromkeys(_of_template(path))
-    for path in sorted(_PAGES.glob("*.py")):
+    for path in sorted(_PAGES.rglob("*.py")):
         found |= dict.fromkeys(_of_module(path))
-    found |= dict.fromkeys((text, "") for text in (*_of_tables(), *texts.of_scripts(render.STATIC)) if text)
+    found |= dict.fromkeys(
+        (text, "") for text in (*_of_tables(), *texts.of_scripts(render.STATIC), *messages.collect()) if text
+    )
     return list(found)
 
 
@@ -67,7 +74,7 @@ def _of_tables() -> Iterator[str]:
     tables = (
         render.STATUSES, render.STAGES, render.ENTRIES, render.DRAWING_ENTRIES, render.DELETION_KINDS, render.SIDES,
         render.GROUPS, render.NOTICES, account.EVENT_TEXTS, training_list.FILTERS, errors.TITLES, errors.DETAILS,
-        wording.LABELS,
+        wording.LABELS, owner.LIMITS, recipe.OPEN,
     )  # fmt: skip
     for table in tables:
         yield from table.values()
@@ -77,7 +84,12 @@ def _of_tables() -> Iterator[str]:
         yield from (advice.what, advice.do)
     for preset in presets.PRESETS:
         yield from (preset.title, preset.about)
-    yield chart.CANNOT_TELL
+    yield from map(recipe_options.help_of, recipe_options.flat(recipe_options.defaults("sd15")))
+    for base in BASE_MODELS.values():
+        yield base.about
+    for family in FAMILIES.values():
+        yield from family.refused.values()
+    yield from (*WORDS, *FIXED_DETAILS, chart.CANNOT_TELL)
 
 
 def main() -> None:

@@ -125,6 +125,7 @@ _DETAILS: Sequence[tuple[type[ImprintError], str, str | None]] = (
     (ImageRefused, "image_unreachable", None),
     (ImageUnreachable, "image_unreachable", None),
 )
+FIXED_DETAILS = tuple(detail for _, _, detail in _DETAILS if detail)
 
 
 def responses(*codes: str) -> dict[int | str, dict[str, Any]]:

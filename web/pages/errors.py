@@ -6,8 +6,10 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 
+from web.pages.messages import said
 from web.pages.render import render
 from web.pages.texts import gettext
+from web.pages.wording import sentence
 from web.problems import PROBLEMS, RequestRefused, answer, refusal
 
 # The titles of problems are about requests; these are about what a person did.
@@ -37,9 +39,9 @@ def error_page(request: Request, error: Exception) -> HTMLResponse:
     if isinstance(error, RequestValidationError) and _is_unknown_id(request, error):
         refused = RequestRefused("not_found", _NOT_HERE)
     status, title = PROBLEMS[refused.code]
-    detail, faults = gettext(DETAILS.get(refused.code, refused.detail)), refused.faults
+    detail, faults = said(DETAILS.get(refused.code, refused.detail)), refused.faults
     if refused.code == "spec_invalid" and not faults:
-        detail = refused.detail
+        detail = said(refused.detail)
     title = gettext(TITLES.get(refused.code, title))
     page = render(request, "error.html", status, title=title, detail=detail, faults=faults)
     page.headers.update(refused.headers)
@@ -56,7 +58,10 @@ def as_asked(request: Request, error: Exception) -> Response:
     if wants_page(request):
         return error_page(request, error)
     refused = refusal(error)
-    return answer(request, refused.code, refused.detail, faults=refused.faults, headers=refused.headers)
+    detail, faults = refused.detail, refused.faults
+    if not request.url.path.startswith("/api/"):  # for a script of the page, which shows them
+        detail, faults = said(detail), {name: sentence(fault) for name, fault in faults.items()}
+    return answer(request, refused.code, detail, faults=faults, headers=refused.headers)
 
 
 def refused_early(request: Request, code: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:

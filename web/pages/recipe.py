@@ -18,13 +18,14 @@ from training.spec import GROUPS, Learns, TrainSpec
 from web.auth import Caller, ServicesDep
 from web.pages.render import render, segment
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
+from web.pages.texts import gettext
 from web.parameters import SubjectId
 
 router = APIRouter(prefix="/subjects/{id}/recipe", route_class=PageRoute, include_in_schema=False)
 
 _MAX_JSON = 20_000
 _LISTED = "validation.previews"
-_OPEN = {"seed": "a new one each time", "learns": "by what it is", "max_steps": "by the epochs"}  # instead of a default
+OPEN = {"seed": "a new one each time", "learns": "by what it is", "max_steps": "by the epochs"}  # instead of a default
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def _fields(base_model: str, typed: dict[str, str], faults: dict[str, str]) -> l
     refused = FAMILIES[BASE_MODELS[base_model].family].refused
     return [
         OptionField(
-            name, recipe_options.help_of(name), typed.get(name, ""), _OPEN.get(name) or recipe_options.as_text(default),
+            name, gettext(recipe_options.help_of(name)), typed.get(name, ""),
+            gettext(OPEN[name]) if name in OPEN else recipe_options.as_text(default),
             _choices(name), refused.get(name),
             faults.get(f"recipe.{name}") or faults.get(f"recipe.{name.partition('.')[0]}"),
         )

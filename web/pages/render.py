@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from web.pages import texts
+from web.pages.messages import said
 from web.pages.texts import Texts, count, gettext, language, ngettext, number
 from web.pages.wording import label, sentence
 
@@ -198,7 +199,7 @@ def environment() -> Environment:
     made.install_gettext_callables(gettext, ngettext, newstyle=True)  # type: ignore[attr-defined]
     made.filters |= {"seconds": seconds, "number": number, "at": at, "size": size, "segment": segment}
     made.filters |= {"label": label, "sentence": sentence}
-    made.filters |= {"when": when, "signed": signed}
+    made.filters |= {"when": when, "signed": signed, "said": said}
     made.tests |= {"in_group": in_group}
     tables = {
         "statuses": STATUSES, "stages": STAGES, "entries": ENTRIES, "drawing_entries": DRAWING_ENTRIES,

@@ -22,6 +22,7 @@ from storage.tables.pictures import Subject
 from training.spec import MAX_CAPTION_CHARACTERS, CaptionSource
 from web.auth import ServicesDep
 from web.pages import subject_form
+from web.pages.messages import in_words
 from web.pages.question import ask_before_second
 from web.pages.render import render, segment
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
@@ -241,7 +242,7 @@ async def upload(request: Request, services: ServicesDep, caller: PageTrainerDep
     """Store the files of the form. The script sends them one by one and gets the API's JSON."""
     stored = await store_uploads(request, services, caller, subject_id)
     if request.headers.get("accept") == "application/json":
-        return JSONResponse(stored.model_dump(mode="json", by_alias=True), 201)
+        return JSONResponse(in_words(stored.model_dump(mode="json", by_alias=True)), 201)
     return _redirect(subject_id, "some" if stored.refused else "uploaded")
 
 
@@ -261,7 +262,7 @@ async def upload_piece(
     stored = await store_piece(request, services, caller, subject_id, file, offset)
     if isinstance(stored, int):
         return JSONResponse({"offset": stored})
-    return JSONResponse(stored.model_dump(mode="json", by_alias=True), 201)
+    return JSONResponse(in_words(stored.model_dump(mode="json", by_alias=True)), 201)
 
 
 @router.post("/subjects/{id}/delete")

@@ -28,6 +28,7 @@ from web.auth import ServicesDep
 from web.files import picture_response
 from web.pages import drawings, results
 from web.pages.chart import Point, loss_curve
+from web.pages.messages import said
 from web.pages.question import ask_before_second
 from web.pages.render import render
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
@@ -125,7 +126,7 @@ def _left_out(view: JobView) -> list[tuple[str, str]]:
     for picture in view.pictures:
         width, height = (picture.report.width or 0, picture.report.height or 0) if picture.report else (0, 0)
         if words := [describe_fault(fault, width, height) for fault in picture.faults]:
-            found.append((picture.label, "; ".join(words)))
+            found.append((said(picture.label), "; ".join(map(said, words))))
     return found
 
 

@@ -4,6 +4,7 @@ import re
 
 from pydantic.alias_generators import to_snake
 
+from web.pages.messages import said
 from web.pages.texts import gettext
 
 LABELS = {
@@ -67,4 +68,4 @@ def sentence(fault: str) -> str:
     for pattern, words in SENTENCES:
         if found := re.fullmatch(pattern, fault):
             return found.expand(gettext(words))
-    return gettext(fault)
+    return said(fault)

@@ -7,14 +7,15 @@ import pytest
 
 from tests.contract.web.conftest import Api
 from tests.contract.web.page import HERE, Visit
+from tools import messages as message_texts
 from tools.texts import collect
 from web.pages import texts
+from web.pages.messages import VALUE, in_words, said
 from web.pages.render import STATIC
 
 TEMPLATES = STATIC.parent / "templates" / "page"
 OTHERS = sorted(set(texts.LANGUAGES) - {"en"})
-# The pages of operators are in English only.
-OF_OWNERS = [one for one in TEMPLATES.glob("*.html") if not re.match("operators|search|audit", one.name)]
+ALL = sorted(TEMPLATES.rglob("*.html"))
 NO_WORDS = {"Imprint", "SHA", "px", "rex"}
 
 
@@ -32,13 +33,55 @@ def test_every_text_is_translated_with_its_values_and_tags(language: str) -> Non
                 assert sorted(parts.findall(form)) == sorted(parts.findall(many or one)), form
 
 
-@pytest.mark.parametrize("path", OF_OWNERS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)
 def test_no_template_has_a_text_that_is_not_marked(path: Path) -> None:
     hidden = r"\{#.*?#\}|\{% trans.*?%\}.*?\{% endtrans %\}|\{%.*?%\}|\{\{.*?\}\}"
     source = re.sub(hidden, " ", path.read_text(), flags=re.S)
     assert set(re.findall(r"[A-Za-z]{2,}", re.sub(r"<[^>]*>|\S*[?=]\S*|&\w+;", " ", source))) <= NO_WORDS
     for text in re.findall(r'(?:aria-label|placeholder|alt|title)="([^"]*)"', source):
         assert set(re.findall(r"[A-Za-z]{2,}", text)) <= NO_WORDS
+
+
+def _filled(sentence: str, marks: dict[str, str]) -> str:
+    return VALUE.sub(lambda name: marks[name[1]], sentence)
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_each_message_is_recognised_and_keeps_its_values(language: str) -> None:
+    texts.use(language)
+    english = list(dict.fromkeys(message_texts.collect()))
+    assert len(english) > 150
+    for sentence in english:
+        marks = {name: f"<{at}>" for at, name in enumerate(VALUE.findall(sentence))}
+        message = _filled(sentence, marks)
+        assert said(message) == _filled(texts.catalogue(language).get(sentence), marks)
+    texts.use("")
+    assert said(message) == message
+
+
+def test_messages_in_messages() -> None:
+    small = "too small: 120 by 90 pixels would be enlarged 2.1 times for 512; it fits a resolution of at most 192"
+    told = (
+        "4 of 6 pictures can be trained on at 512 pixels; at least 5 are needed "
+        f"(picture 3 (a.png): {small}; picture 4: nothing but noise)"
+    )
+    texts.use("de")
+    klein = "zu klein: 120 mal 90 Pixel würden für 512 2.1-fach vergrößert; es passt zu einer Auflösung bis 192"
+    assert said(told) == (
+        "Mit 4 von 6 Bildern lässt sich bei 512 Pixeln trainieren; nötig sind mindestens 5 "
+        f"(Bild 3 (a.png): {klein}; Bild 4: nichts als Rauschen)"
+    )
+    assert said("rex.png: nothing but noise") == "rex.png: nichts als Rauschen"
+    assert said("this training costs 60 credits; 5 are available").startswith("Kosten (Training): 60 Credits; ")
+    assert said("nobody knows this: 5") == "nobody knows this: 5"
+    assert said(None) == ""
+    long = "picture 3 (a.png): too small: " * 95
+    assert said(long).startswith("Bild 3 (a.png): ")  # bounded in depth and time
+    answer = {"images": [{"faults": [{"code": "noise", "text": "nothing but noise"}]}], "notes": ["the file is empty"]}
+    assert in_words(answer) == {
+        "images": [{"faults": [{"code": "noise", "text": "nichts als Rauschen"}]}], "notes": ["Die Datei ist leer"]
+    }  # fmt: skip
+    texts.use("")
 
 
 def test_plurals_and_numbers() -> None:
