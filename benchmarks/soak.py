@@ -1,12 +1,12 @@
 """`make soak`: a week of jobs in as short a time as the machine takes, and whether anything grows that should not.
 
-The whole stack trains JOBS jobs (5,000: a week of thirty an hour) on the tiny base model, a few at a time. Every tenth
-is cancelled. BASES base models take turns in the one training worker. The last line is one JSON object. For each
-process: `rss_mb` (memory that is not shared, with all children), `descriptors` and `threads`; `redis_keys` without an
-end, and `redis_keys_that_expire`; `rows` of the database; `files` by folder below the home folder: each as
-`[after a quarter of the jobs, at the end, growth per 1000 jobs]`. `grown` names what did not stay level: memory by more
-than a tenth and 30 MB, anything else by more than 20. Rows, keys that expire within a day, models and logs grow with
-the jobs, and are not named. The exit code is 1 if something is named.
+The whole stack trains JOBS jobs (5,000: a week of thirty an hour) on the tiny base model, a few at a time, or as many
+as begin in MINUTES. Every tenth is cancelled. BASES base models take turns in the one training worker. The last line
+is one JSON object. For each process: `rss_mb` (memory that is not shared, with all children), `descriptors` and
+`threads`; `redis_keys` without an end, and `redis_keys_that_expire`; `rows` of the database; `files` by folder below
+the home folder: each as `[after a quarter of the jobs, at the end, growth per 1000 jobs]`. `grown` names what did not stay
+level: memory by more than a tenth and 30 MB, anything else by more than 20. Rows, keys that expire within a day, models
+and logs grow with the jobs, and are not named. The exit code is 1 if something is named.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from benchmarks.pipeline import picture
 
 OWNER = "soak"
 AT_ONCE = 8
-SAMPLES = 40
+SAMPLES = 40  # at least, if there are as many jobs
+_SAMPLE_JOBS = 25  # at most between two samples: a run may end before its last job
 _PICTURE_SETS = 20
 # These grow with every job.
 _GROWS = ("rows", "redis_keys_that_expire", "files.store/models", "files.logs")
@@ -38,11 +39,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=5000)
     parser.add_argument("--bases", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="imprint-soak-") as folder:
         settle(Path(folder), IMPRINT_IO_CONCURRENCY="2")
         names = _name_bases(Path(folder), options.bases)
-        result = _run(options.jobs, names)
+        result = _run(options.jobs, names, options.minutes)
     print(json.dumps(result))
     return 1 if result["grown"] or result["failed"] or result["audit"] else 0
 
@@ -56,7 +58,7 @@ def _name_bases(folder: Path, count: int) -> list[str]:
     return list(locations)
 
 
-def _run(count: int, bases: list[str]) -> dict[str, Any]:
+def _run(count: int, bases: list[str], minutes: float) -> dict[str, Any]:
     from cli.stack import running
     from core.settings import settings
     from jobs import service
@@ -73,21 +75,24 @@ def _run(count: int, bases: list[str]) -> dict[str, Any]:
         accounts.grant(here, OWNER, 1000 * count)
         sets = [_stored(number) for number in range(_PICTURE_SETS)]
         sent = 0
+        every = max(min(count // SAMPLES, _SAMPLE_JOBS), 1)
         while (active := len(service.jobs(here, owner_id=OWNER, active=True, limit=AT_ONCE))) or sent < count:
             for _ in range(min(AT_ONCE - active, count - sent)):
                 job_id = service.submit(here, _request(sent, sets, bases)).job_id
                 sent += 1
                 if sent % 10 == 0:
                     service.cancel(here, job_id)
-                if sent % max(count // SAMPLES, 1) == 0:
+                if sent % every == 0:
                     samples.append((sent, _sample(stack)))
                     print(f"{sent} jobs after {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+            if time.monotonic() - begun > 60 * minutes:
+                count = sent
             time.sleep(0.05)
         samples.append((sent, _sample(stack)))
         ended = _ended()
         findings = [str(finding) for finding in sweeps.run_audit(here)]
     return {
-        "jobs": count, "bases": len(bases), "seconds": round(time.monotonic() - begun, 1),
+        "jobs": sent, "bases": len(bases), "seconds": round(time.monotonic() - begun, 1),
         "ready": ended["ready"], "cancelled": ended["cancelled"], "failed": ended["failed"], "audit": findings,
         **_summary(samples),
     }  # fmt: skip

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 TOPIC = "screening"  # of the messages that ask
 _LOOK_AGAIN_S = 3600.0  # at a job whose pictures wait for a person: a decision launches it at once
+_UNDECIDED = (ScreeningState.WAITING, ScreeningState.HELD)
 _STATES = {"accept": ScreeningState.ACCEPTED, "refuse": ScreeningState.REFUSED, "hold": ScreeningState.HELD}
 
 
@@ -62,11 +63,12 @@ def screen(services: Services, lease: Lease, rows: Sequence[JobPicture]) -> tupl
         return [], None
     with services.database.writing() as session:
         lease.renew(session, settings.lease_s)
-        found = _ask_for(session, settings.screen_task, list(good), utcnow())
+        job = session.get_one(Job, lease.job_id)
+        found = _ask_for(session, settings.screen_task, job, list(good), utcnow())
         fault = _overdue(found, settings)
         if fault is not None:  # a retry of the training asks again
             undecided = sa.delete(Screening).where(
-                col(Screening.sha256).in_(good), col(Screening.state).in_((ScreeningState.WAITING, ScreeningState.HELD))
+                col(Screening.sha256).in_(good), col(Screening.state).in_(_UNDECIDED)
             )
             session.connection().execute(undecided)
         elif reason := _waits_for(found):
@@ -80,18 +82,40 @@ def screen(services: Services, lease: Lease, rows: Sequence[JobPicture]) -> tupl
     return refused, None
 
 
-def _ask_for(session: Session, name: str, hashes: Sequence[str], now: datetime) -> list[Screening]:
-    """The verdicts on these pictures; the screener is asked about those without one."""
+def _ask_for(session: Session, name: str, job: Job, hashes: Sequence[str], now: datetime) -> list[Screening]:
+    """The verdicts on these pictures of the job; the screener is asked about those without one."""
     for sha256 in sorted(hashes):
         insert_if_absent(session, Screening(sha256=sha256))
     query = select(Screening).where(col(Screening.sha256).in_(hashes)).order_by(col(Screening.sha256))
     found = list(session.exec(query.with_for_update()))
     for one in found:
+        if one.state in _UNDECIDED and _is_abandoned(session, one, job):
+            _begin_anew(session, one, job, now)
         if one.state == ScreeningState.WAITING and application.is_due(name, one.changed_at, one.asked_at, now):
             one.asked_at = now
             session.add(one)
             outbox.put(session, "launch", job_id=None, topic=TOPIC, payload={"sha256": one.sha256})
     return found
+
+
+def _is_abandoned(session: Session, one: Screening, job: Job) -> bool:
+    """Whether all jobs that waited for this verdict have ended, so that nobody looked after it until `job` came."""
+    if one.asked_at is None or job.created_at <= one.asked_at:
+        return False
+    return session.exec(_waiting_jobs(one.sha256).where(col(Job.created_at) <= one.asked_at).limit(1)).first() is None
+
+
+def _begin_anew(session: Session, one: Screening, job: Job, now: datetime) -> None:
+    """Give the job that found an abandoned question the whole patience, and ask again."""
+    one.changed_at, one.asked_at = now, None
+    if one.state == ScreeningState.HELD:
+        one.asked_at = now  # the screener has answered: now a person is asked
+        _alert(session, job.id)
+    session.add(one)
+
+
+def _alert(session: Session, job_id: str) -> None:
+    channels.alert(session, "screening", f"a picture of {job_id} waits for your decision (operators' page)")
 
 
 def _overdue(found: Sequence[Screening], settings: Settings) -> str | None:
@@ -175,12 +199,12 @@ def _record(services: Services, sha256: str, verdict: ScreeningVerdict, before: 
         jobs = [job.id for job in session.exec(_waiting_jobs(sha256))]
         if verdict.verdict == "hold":
             for job_id in jobs[:1]:
-                channels.alert(session, "screening", f"a picture of {job_id} waits for your decision (operators' page)")
+                _alert(session, job_id)
             return True
         undecided = sa.select(col(JobPicture.job_id)).where(
             col(JobPicture.job_id).in_(jobs),
             col(JobPicture.prepared_sha256) == col(Screening.sha256),
-            col(Screening.state).in_((ScreeningState.WAITING, ScreeningState.HELD)),
+            col(Screening.state).in_(_UNDECIDED),
         )
         still = set(session.connection().execute(undecided).scalars())
         outbox.make_due_now(session, [job_id for job_id in jobs if job_id not in still], "launch")

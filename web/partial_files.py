@@ -9,8 +9,10 @@ import hashlib
 import os
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from core.settings import Settings
 from web.problems import RequestRefused
@@ -41,29 +43,30 @@ class PartialFiles:
         name = f"imprint-uploads-{_hash(str(settings.home.resolve()))[:12]}"
         self._folder = Path(tempfile.gettempdir()) / name
 
-    def append(self, caller: str, file: FileOfPieces, offset: int, piece: bytes) -> int:
-        """Add a piece that begins at `offset`; returns how many bytes there are.
+    def append(self, caller: str, file: FileOfPieces, offset: int, piece: bytes) -> int | BinaryIO:
+        """Add a piece that begins at `offset`; returns how many bytes there are, or the file, open, once it is whole.
 
-        A piece that does not begin there is not used. Raises RequestRefused if there are too many files already.
+        An open file stays readable while another request, which sent the same last piece, deletes it. A piece that
+        does not begin at the end is not used. Raises RequestRefused if there are too many files already.
         """
         path = self._path(caller, file)
         if not path.exists():
             self._make_room(caller, file.size)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # of the same piece sent twice, one is added
-            there = os.fstat(descriptor).st_size
-            if offset == there and piece and there + len(piece) <= file.size:
-                os.lseek(descriptor, there, os.SEEK_SET)
-                while piece:
-                    piece = piece[os.write(descriptor, piece) :]
-            return os.fstat(descriptor).st_size
-        finally:
-            os.close(descriptor)
-
-    def path(self, caller: str, file: FileOfPieces) -> Path:
-        """Where a file that is whole lies."""
-        return self._path(caller, file)
+        with ExitStack() as opened:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            whole = opened.enter_context(os.fdopen(descriptor, "r+b"))
+            fcntl.flock(whole, fcntl.LOCK_EX)  # of the same piece sent twice, one is added
+            there = whole.seek(0, os.SEEK_END)
+            if offset == there and there + len(piece) <= file.size:
+                whole.write(piece)
+                whole.flush()
+            there = whole.tell()
+            fcntl.flock(whole, fcntl.LOCK_UN)
+            if there < file.size:
+                return there
+            opened.pop_all()
+        whole.seek(0)
+        return whole
 
     def delete(self, caller: str, file: FileOfPieces) -> None:
         """Forget a file."""

@@ -104,11 +104,11 @@ async def store_piece(
     partial_files, whose = uploads.partial_files, caller.key
     with uploads.hold(request, caller):
         piece = await request.body()
-        there = await run_sync(partial_files.append, whose, file, offset, piece, limiter=uploads.threads)
-        if there < file.size:
-            return there
+        whole = await run_sync(partial_files.append, whose, file, offset, piece, limiter=uploads.threads)
+        if isinstance(whole, int):
+            return whole
         try:
-            with partial_files.path(whose, file).open("rb") as whole:
+            with whole:
                 part = UploadFile(whole, filename=file.name)
                 stored = await _store(request, services, caller.owner_id, subject_id, [part], False)
         except (RequestRefused, ImprintError):

@@ -84,12 +84,22 @@ def _ask(
     )
     found = list(session.exec(query.order_by(col(GeneratedCaption.sha256)).with_for_update()))
     for one in found:
+        if one.text is None and _is_abandoned(session, one, job):  # `job` gets the whole patience
+            one.created_at, one.asked_at = now, None
         if one.text is None and application.is_due(name, one.created_at, one.asked_at, now):
             one.asked_at = now
             session.add(one)
             payload = {"job_id": job.id, "sha256": one.sha256}
             outbox.put(session, "launch", job_id=None, owner_id=job.owner_id, topic=TOPIC, payload=payload)
     return found
+
+
+def _is_abandoned(session: Session, one: GeneratedCaption, job: Job) -> bool:
+    """Whether all jobs that waited for this caption have ended, so that nobody looked after it until `job` came."""
+    if one.asked_at is None or job.created_at <= one.asked_at:
+        return False
+    older = _waiting_jobs(one.owner_id, one.sha256).where(col(Job.created_at) <= one.asked_at)
+    return session.exec(older.limit(1)).first() is None
 
 
 def ask(services: Services, job_id: str, sha256: str, send_task: SendTask) -> None:

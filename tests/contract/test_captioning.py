@@ -150,6 +150,7 @@ def test_an_answer_that_is_none_is_asked_for_again_and_at_last_the_job_fails_for
     with asked.database.writing() as session:
         long_ago = utcnow() - timedelta(seconds=asked.settings.caption_patience_s + 1)
         session.connection().execute(sa.update(GeneratedCaption).values(asked_at=long_ago, created_at=long_ago))
+        session.connection().execute(sa.update(Job).values(created_at=long_ago))
     with pytest.raises(CaptionsUnavailable):
         stage.caption(asked, job_id)
     view = service.get(asked, job_id)
@@ -157,6 +158,21 @@ def test_an_answer_that_is_none_is_asked_for_again_and_at_last_the_job_fails_for
     assert balances(asked)["held"] == 0
     assert run(asked, stage.caption, submit(asked, seed=2)) is False, "a retry asks again"
     assert len(answered(asked)) == 5
+
+
+def test_what_a_cancelled_job_waited_for_costs_the_next_job_none_of_its_patience(asked: Services) -> None:
+    first = submit(asked)
+    run(asked, stage.caption, first)
+    answered(asked, {})
+    service.cancel(asked, first)
+    with asked.database.writing() as session:
+        long_ago = utcnow() - timedelta(seconds=asked.settings.caption_patience_s + 1)
+        session.connection().execute(sa.update(GeneratedCaption).values(asked_at=long_ago, created_at=long_ago))
+    again = submit(asked, seed=2)
+    for _ in range(2):
+        assert not run(asked, stage.caption, again)
+    assert len(answered(asked)) == 5, "once"
+    assert run(asked, stage.caption, again)
 
 
 def test_the_last_answer_launches_the_job(asked: Services) -> None:

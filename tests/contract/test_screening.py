@@ -176,6 +176,49 @@ def test_without_a_verdict_the_job_fails_after_the_patience_and_costs_nothing(
     assert asked(screened) == HASHES[:5]
 
 
+@pytest.mark.parametrize(("state", "seconds"), [(ScreeningState.WAITING, 3601), (ScreeningState.HELD, 3 * 86400 + 1)])
+def test_what_a_cancelled_job_waited_for_costs_the_next_job_none_of_its_patience(
+    screened: Services, waiting: str, state: ScreeningState, seconds: int
+) -> None:
+    assert not dataset(screened, waiting)
+    asked(screened)
+    service.cancel(screened, waiting)
+    past = timedelta(seconds=seconds)
+    with screened.database.writing() as session:  # a long time goes by
+        for one in session.exec(select(Screening)).all():
+            one.state, one.changed_at, one.asked_at = state, one.changed_at - past, one.asked_at and one.asked_at - past
+            session.add(one)
+    again = service.submit(screened, request(screened, seed=2)).job_id
+    prepare(screened, again)
+    for _ in range(2):  # the job waits, and the second look asks nothing anew
+        assert not dataset(screened, again)
+    if state == ScreeningState.WAITING:
+        assert asked(screened) == HASHES[:5]  # once
+    else:  # the screener has answered; the picture is a person's turn
+        assert [held.job_ids for held in screening.list_held(screened)] == [[again]] * 5
+        with screened.database.reading() as session:
+            alerts = session.exec(select(OutboxMessage).where(OutboxMessage.topic == "screening")).all()
+        assert [alert.kind for alert in alerts] == ["alert"] * 5
+        assert all(again in str(alert.payload) for alert in alerts)
+
+
+def test_a_job_that_still_waits_keeps_the_clock_of_the_question(screened: Services, waiting: str) -> None:
+    """Otherwise an owner who sends the same pictures every half hour keeps jobs without a screener for ever."""
+    assert not dataset(screened, waiting)
+    past = timedelta(seconds=3601)
+    with screened.database.writing() as session:
+        for one in session.exec(select(Screening)).all():
+            one.changed_at, one.asked_at = one.changed_at - past, one.asked_at and one.asked_at - past
+            session.add(one)
+        job = session.get_one(Job, waiting)
+        job.created_at -= past + timedelta(minutes=1)
+        session.add(job)
+    again = service.submit(screened, request(screened, seed=2)).job_id
+    prepare(screened, again)
+    with pytest.raises(ScreeningUnavailable):
+        steps.dataset(screened, again)
+
+
 def test_a_screener_that_is_an_hour_behind_gets_few_tasks_and_its_late_verdict_counts(
     screened: Services, waiting: str
 ) -> None:
@@ -188,6 +231,9 @@ def test_a_screener_that_is_an_hour_behind_gets_few_tasks_and_its_late_verdict_c
             for one in session.exec(select(Screening)).all():
                 one.changed_at, one.asked_at = one.changed_at - past, one.asked_at and one.asked_at - past
                 session.add(one)
+            job = session.get_one(Job, waiting)
+            job.created_at -= past
+            session.add(job)
         assert not dataset(screened, waiting)
         again += [minute] if asked(screened) == HASHES[:5] else []
     assert again == [1, 2, 4, 8, 16, 32]

@@ -1,7 +1,10 @@
 """Large files in pieces: an upload goes on where it stopped, and what is not finished is bounded and swept."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import count
 from pathlib import Path
+from threading import Barrier, Event
 from typing import Any
 
 import httpx2
@@ -44,6 +47,33 @@ def test_a_file_in_pieces_is_stored_once_and_goes_on_where_it_stopped(api: Api) 
     assert send(page, 0, b"").json() == {"offset": 0}  # nothing is left of it
 
 
+def test_the_last_piece_sent_twice_at_once_is_stored_once_and_both_requests_learn_it(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second request has found the file whole when the first one deletes it."""
+    page = Visit.of(api, "ada")
+    half = len(FILE) // 2
+    assert send(page, 0, FILE[:half]).json() == {"offset": half}
+    order, appended, is_answered = count(), Barrier(2, timeout=60), Event()
+    append = PartialFiles.append
+
+    def gated(*given: Any) -> Any:
+        found, number = append(*given), next(order)
+        appended.wait()
+        assert number == 0 or is_answered.wait(60)
+        return found
+
+    monkeypatch.setattr(PartialFiles, "append", gated)
+    with ThreadPoolExecutor(2) as pool:
+        sent = [pool.submit(send, page, half, FILE[half:]) for _ in range(2)]
+        first = next(as_completed(sent)).result()
+        is_answered.set()
+        answers = [first, *(one.result() for one in sent if one.result() is not first)]
+    assert [answer.status_code for answer in answers] == [201, 201], [answer.text for answer in answers]
+    [stored] = subject_pictures.list_pictures(api.services, "ada", "rex")
+    assert {answer.json()["images"][0]["id"] for answer in answers} == {stored.id}
+
+
 def test_what_is_refused_leaves_nothing(api: Api) -> None:
     page = Visit.of(api, "ada")
     bad = b"no picture" * 9
@@ -59,7 +89,7 @@ def test_unfinished_files_are_bounded_and_swept(api: Api, tmp_path: Path) -> Non
     settings = api.services.settings.model_copy(update={"home": tmp_path / "another"})
     files = PartialFiles(settings, 1000)
     one, two, three = (FileOfPieces("rex", name, 300, 0) for name in "abc")
-    assert files.append("ada", one, 0, b"x" * 300) == 300
+    assert files.append("ada", one, 0, b"x" * 299) == 299
     with pytest.raises(RequestRefused, match="too many unfinished") as caught:
         files.append("ada", two, 0, b"")  # 600 of 500
     assert caught.value.code == "rate_limited"
@@ -69,8 +99,9 @@ def test_unfinished_files_are_bounded_and_swept(api: Api, tmp_path: Path) -> Non
         files.append("dora", three, 0, b"")
     assert caught.value.code == "unavailable"
     files.sweep(time.time() + 3000)
-    assert files.path("ada", one).exists()
+    assert files.append("ada", one, 0, b"") == 299
     files.sweep(time.time() + 4000)
-    assert not files.path("ada", one).exists()
+    assert files.append("ada", one, 0, b"") == 0
+    files.delete("ada", one)
     assert files.append("dora", three, 0, b"xyz") == 3
     files.delete("dora", three)
