@@ -4,9 +4,9 @@ The whole stack trains JOBS jobs (5,000: a week of thirty an hour) on the tiny b
 as begin in MINUTES. Every tenth is cancelled. BASES base models take turns in the one training worker. The last line
 is one JSON object. For each process: `rss_mb` (memory that is not shared, with all children), `descriptors` and
 `threads`; `redis_keys` without an end, and `redis_keys_that_expire`; `rows` of the database; `files` by folder below
-the home folder: each as `[after a quarter of the jobs, at the end, growth per 1000 jobs]`. `grown` names what did not stay
-level: memory by more than a tenth and 30 MB, anything else by more than 20. Rows, keys that expire within a day, models
-and logs grow with the jobs, and are not named. The exit code is 1 if something is named.
+the home folder: each as `[after a quarter of the jobs, at the end, growth per 1000 jobs]`. `grown` names what did not
+stay level: memory by more than a tenth and 30 MB, anything else by more than 20. Rows, keys that expire within a day,
+models and logs grow with the jobs, and are not named. The exit code is 1 if something is named.
 """
 
 import argparse
