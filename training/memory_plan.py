@@ -61,6 +61,8 @@ def needed(
     sizes, adapter = sizes_of(spec.family), spec.adapter
     is_quantised = quantisation != "none"
     fixed, per_pixel = sizes.checkpointed if checkpointing else sizes.sample
+    text = sizes.text if adapter.text_encoder else None
+    fixed += text.sample if text is not None else 0
     activations = (
         (fixed + per_pixel * (spec.resolution // FAMILIES[spec.family].latent_pixels) ** 2)
         * weight_bytes
@@ -71,7 +73,7 @@ def needed(
     activations *= _DORA if adapter.dora else 1
     activations *= _ALL_TARGETS if adapter.targets != "attention" or is_quantised else 1
     activations *= _PRIOR if spec.objective.prior_weight > 0 else 1
-    weights = sizes.parameters * weight_bytes
+    weights = (sizes.parameters + (text.parameters if text is not None else 0)) * weight_bytes
     if is_quantised:
         quantised, largest = sizes.quantised
         weights += round(quantised * (_QUANTISED_BYTES[quantisation] - weight_bytes))
@@ -89,7 +91,9 @@ def _numbers(sizes: Sizes, spec: TrainSpec) -> int:
     """The numbers of one LoRA in its slot."""
     ranks = padded_ranks(spec.ranks)
     spatial = sizes.spatial if spec.adapter.targets == "convolutions" else 0
-    return (sizes.lora[spec.adapter.targets] - spatial) * ranks.plain + spatial * ranks.of(spatial=True)
+    plain = sizes.lora[spec.adapter.targets] - spatial
+    plain += sizes.text.lora if spec.adapter.text_encoder and sizes.text is not None else 0
+    return plain * ranks.plain + spatial * ranks.of(spatial=True)
 
 
 def plan(

@@ -64,6 +64,8 @@ class Adapter(Group):
         default=None, gt=0, le=1024, description="alpha of 3 x 3 convolutions; default: the scale of the other layers"
     )
 
+    text_encoder: bool = Field(default=False, description="also train a LoRA on the text encoders")
+
     @model_validator(mode="after")
     def _has_convolutions(self) -> Self:
         if self.targets != "convolutions" and (self.conv_rank is not None or self.conv_alpha is not None):
@@ -79,6 +81,9 @@ class Optimization(Group):
     loraplus_ratio: float = Field(default=1.0, ge=1.0, le=64.0, description="rate of B over rate of A")
     weight_decay: float = Field(default=1e-2, ge=0.0, le=1.0, description="decoupled, times the rate, per step")
     max_grad_norm: float = Field(default=1.0, gt=0.0, le=1e6, description="gradients are clipped to this norm")
+    text_encoder_learning_rate: float | None = Field(
+        default=None, ge=1e-7, le=0.1, description="of the LoRA on the text encoders; default: the learning rate"
+    )
     ema_decay: float = Field(default=0.0, ge=0.0, le=0.99999, description="of the averaged weights; 0: no averaging")
 
 

@@ -193,6 +193,14 @@ class TrainSpec(NumbersAreNotBools):
     def _fits_the_optimizer(cls, asked: Optimization, info: ValidationInfo) -> Optimization:
         if asked.loraplus_ratio != 1 and info.data.get("optimizer") == "prodigy":
             raise ValueError("loraplus_ratio: prodigy finds one rate for all weights; leave it at 1, or use adamw")
+        if asked.text_encoder_learning_rate is not None:
+            adapter = info.data.get("adapter")
+            if adapter is not None and not adapter.text_encoder:
+                raise ValueError("text_encoder_learning_rate: set adapter.text_encoder too, or leave it out")
+            if info.data.get("optimizer") == "prodigy":
+                raise ValueError(
+                    "text_encoder_learning_rate: prodigy finds one rate for all weights; leave it out, or use adamw"
+                )
         return asked
 
     @field_validator("adapter", "optimization", "objective", "data", "validation")
@@ -206,6 +214,8 @@ class TrainSpec(NumbersAreNotBools):
                     raise ValueError(f"{option}: not for {family.name}: {reason}")
             if isinstance(asked, Adapter) and family.targets and asked.targets not in family.targets:
                 raise ValueError(f"targets: {family.name} has {' and '.join(family.targets)}, not {asked.targets}")
+            if isinstance(asked, Adapter) and asked.text_encoder and not family.text_targets:
+                raise ValueError(f"text_encoder: not for {family.name}: its trainers leave its text encoder as it is")
         return asked
 
     @field_validator("data")
@@ -283,6 +293,11 @@ class TrainSpec(NumbersAreNotBools):
         if rank is None or asked.conv_alpha is None:
             return self.scale, self.scale
         return self.scale, asked.conv_alpha / (sqrt(rank) if asked.rslora else rank)
+
+    @property
+    def text_encoder_rate(self) -> float:
+        """The learning rate of the LoRA on the text encoders."""
+        return self.optimization.text_encoder_learning_rate or self.learning_rate
 
     @property
     def file_alphas(self) -> tuple[float, float]:

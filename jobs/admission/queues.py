@@ -29,7 +29,8 @@ def shape_of(spec: TrainSpec) -> str:
     """The same text for jobs that may train in one step."""
     parts = (
         spec.base_model, spec.resolution, spec.aspect_buckets, spec.batch_size, padded_ranks(spec.ranks),
-        spec.objective.prior_weight > 0, spec.adapter.targets, spec.adapter.dora, spec.optimizer,
+        spec.objective.prior_weight > 0, spec.adapter.targets, spec.adapter.dora, spec.adapter.text_encoder,
+        spec.optimizer,
     )  # fmt: skip
     return " ".join(map(str, parts))
 

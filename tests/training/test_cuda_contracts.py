@@ -19,6 +19,7 @@ from tests.training.test_engine import base_of
 from training import families
 from training.engine.recorder import Recorder
 from training.engine.step import WARM_STEPS
+from training.families.family import Base
 from training.ports import TrainRun
 
 Runs = Callable[..., TrainRun]
@@ -118,9 +119,9 @@ def test_activations_that_are_computed_again_can_be_captured(runs: Runs) -> None
     captured(runs("sd15", max_steps=20), 2, is_lean=True)
 
 
-def captured(run: TrainRun, slots: int, *, is_lean: bool = False) -> None:
+def captured(run: TrainRun, slots: int, *, is_lean: bool = False, base: Base | None = None) -> None:
     """Train a few steps as a graph would repeat them: nothing is refused, and each reads the same memory."""
-    live = Live(run, families.find(run.spec.family), base_of(run), total=20, slots=slots)
+    live = Live(run, families.find(run.spec.family), base or base_of(run), total=20, slots=slots)
     live.base.checkpoint_gradients(is_lean)
     live.cohort._step.recorder = captures = Captures(slots)
     for _ in range(20):

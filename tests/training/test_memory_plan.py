@@ -66,6 +66,8 @@ COUNTED: list[tuple[str, int, dict[str, Any]]] = [
     ("sd15", 512, {"adapter": {"targets": "convolutions"}}),
     ("sd15", 512, {"rank": 8, "adapter": {"targets": "convolutions", "conv_rank": 128}}),
     ("sdxl", 768, {}),
+    ("sd15", 512, {"batch_size": 2, "adapter": {"text_encoder": True}}),
+    ("sdxl", 768, {"adapter": {"text_encoder": True}}),
     ("z-image", 768, {}),
 ]
 

@@ -16,6 +16,7 @@ from tests.training.conftest import MemoryCheckpoints
 from tests.training.test_engine import side_by_side
 from training.backends import resident
 from training.backends.local import train
+from training.engine.layout import Span
 from training.engine.optimizers import stack as stack_module
 from training.engine.optimizers.adamw8bit import AdamW8bit, codes
 from training.engine.optimizers.by_name import OPTIMIZERS
@@ -28,6 +29,7 @@ from training.spec import TrainSpec
 
 Runs = Callable[..., TrainRun]
 SIZE, EDGE = 640, 200  # of a row, and where the numbers of B begin
+SPANS = [Span(0, EDGE, is_up=False, is_text=False), Span(EDGE, SIZE, is_up=True, is_text=False)]
 TERMS = (
     OptimizerParams(rate=1e-3, scales=(1.0, 1.0)),
     OptimizerParams(rate=5e-2, scales=(1.0, 1.0), ratio=4.0, decay=0.1, clip=0.5),
@@ -38,7 +40,7 @@ TERMS = (
 def stack_of(kind: type[Stack], terms: tuple[OptimizerParams, ...] = TERMS) -> Stack:
     """A stack with a row of numbers for each of `terms`."""
     chance = torch.Generator().manual_seed(1)
-    stack = kind(len(terms), SimpleNamespace(size=SIZE, boundary=EDGE), torch.device("cpu"))  # type: ignore[arg-type]
+    stack = kind(len(terms), SimpleNamespace(size=SIZE, spans=SPANS), torch.device("cpu"))  # type: ignore[arg-type]
     for slot, asked in enumerate(terms):
         stack.seat(slot, asked, torch.randn(SIZE, generator=chance))
     return stack
@@ -210,7 +212,7 @@ def test_rows_move_as_if_they_were_alone() -> None:
         terms = [*TERMS, OptimizerParams(rate=1e-2, scales=(1.0, 1.0))]
         if kind is Prodigy:
             terms = [OptimizerParams(rate=one.rate * 10, scales=(1.0, 1.0), averaging=one.averaging) for one in terms]
-        layout: Any = SimpleNamespace(size=SIZE, boundary=EDGE)
+        layout: Any = SimpleNamespace(size=SIZE, spans=SPANS)
         start = torch.randn(SIZE, generator=torch.Generator().manual_seed(3))
 
         def run(slot: int, beside: bool, move: bool, kind: Any = kind, terms: Any = terms, layout: Any = layout,

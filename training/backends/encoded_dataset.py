@@ -66,7 +66,7 @@ def encode_dataset(
             "held": held,
             "previews": [replace(canvas, caption=prompt) for prompt in _prompts(spec)],
         },
-        lambda wanted: encodings.conditions(family, base, wanted),
+        lambda wanted: _conditions(family, base, encodings, spec, wanted),
     )
     moments = _in_groups(
         {**_at_sizes(trained, sizes, lambda examples: _pictures(spec, examples)), "held": held},
@@ -94,6 +94,15 @@ def encode_dataset(
     whole = scale(trained)
     scales = [scale(scaled, f"{side} ") for side, scaled in sizes.items()]
     return EncodedDataset(whole.moments, whole.conditions, whole.extras, validation_set, preview_prompts, scales, notes)
+
+
+def _conditions(
+    family: FamilyCode, base: Base, encodings: Encodings, spec: TrainSpec, wanted: Sequence[Example]
+) -> list[Condition]:
+    """The conditions of captions: only their tokens, if each step encodes them with trained text encoders."""
+    if spec.adapter.text_encoder and family.tokenize_captions is not None:
+        return family.tokenize_captions(base, wanted)
+    return encodings.conditions(family, base, wanted)
 
 
 def _at_sizes(

@@ -55,7 +55,9 @@ def train(run: TrainRun) -> TrainResult:
         log.info("job %s resumes at step %d of %d", run.job_id, start.step, total)
     quantisation = plan.quantisation if plan is not None else agreement.quantisations[0]
     is_few_step = is_distilled(run.spec.base_model, run.base_model)
-    where = Where(folder, device, agreement.dtype, run.training_adapter, is_few_step, quantisation)
+    where = Where(
+        folder, device, agreement.dtype, run.training_adapter, is_few_step, quantisation, run.spec.adapter.text_encoder
+    )
     with device_errors(run), resident.shared_engine(family, where, identity["base"], run.control.check) as engine:
         with resident.device_use(run.control.check):
             training = LocalTraining(run, engine, identity, total, start, plan)

@@ -216,6 +216,7 @@ def _slot_job(
             has_prior=spec.objective.prior_weight > 0,
             targets=spec.adapter.targets,
             dora=spec.adapter.dora,
+            text_encoder=spec.adapter.text_encoder,
             optimizer=spec.optimizer,
         ),
         state,

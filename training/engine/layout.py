@@ -35,6 +35,7 @@ class Site:
     place: int  # index among all wrapped layers of the denoiser
     layer: nn.Module = field(compare=False, repr=False)
     kernel: tuple[int, int] = (1, 1)  # of a convolution
+    is_text: bool = False  # of a text encoder, which has a learning rate of its own
 
     @property
     def is_spatial(self) -> bool:
@@ -57,6 +58,15 @@ class LoRA(NamedTuple):
     lora_a: Tensor  # [N, rank, in]
     lora_b: Tensor  # [N, out, rank], multiplied by the slot's scale
     stretch: Tensor | None = None  # for DoRA, [N, 1, out]: magnitude / |W + B A| - 1 of each row
+
+
+class Span(NamedTuple):
+    """A part of a slot's vector whose numbers have one learning rate."""
+
+    begin: int
+    end: int
+    is_up: bool  # with the rate of B in LoRA+
+    is_text: bool  # of text encoders
 
 
 class Layout:
@@ -161,9 +171,18 @@ class Layout:
         return found
 
     @property
-    def boundary(self) -> int:
-        """The end of the downs in a vector: LoRA+ gives the numbers after it the learning rate of B."""
-        return self._parts[0]
+    def spans(self) -> list[Span]:
+        """The parts of a vector with a learning rate of their own, in order; the last one includes the padding."""
+        kinds = [
+            *[(False, site.is_text, width) for site, width in zip(self.sites, self.downs, strict=True)],
+            *[(True, site.is_text, width) for site, width in zip(self.sites, self.ups, strict=True)],
+            *[(True, site.is_text, width) for site, width in zip(self.sites, self.magnitudes, strict=False)],
+        ]
+        made: list[Span] = []
+        for (is_up, is_text), run in groupby(kinds, key=lambda kind: kind[:2]):
+            begin = made[-1].end if made else 0
+            made.append(Span(begin, begin + sum(width for *_, width in run), is_up=is_up, is_text=is_text))
+        return [*made[:-1], made[-1]._replace(end=self.size)]
 
     def _views(self, vector: Tensor) -> dict[str, Tensor]:
         found = {}

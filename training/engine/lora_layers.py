@@ -9,6 +9,7 @@ every row of W + scale B A is scaled to a learnt length. Autograd does the backw
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -78,12 +79,16 @@ class LoRALayer(nn.Module):
 
 
 class LoRALayers:
-    """All wrapped layers of one denoiser, and the LoRAs that they currently apply."""
+    """All wrapped layers of one denoiser, and of text encoders, and the LoRAs that they currently apply."""
 
-    def __init__(self, denoiser: nn.Module, targets: Mapping[str, str]) -> None:
-        """Wrap every layer of the target sets, ordered by set.
+    def __init__(
+        self, denoiser: nn.Module, targets: Mapping[str, str], text_encoders: Mapping[str, nn.Module] | None = None,
+        text_targets: str = "",
+    ) -> None:  # fmt: skip
+        """Wrap every layer of the target sets, ordered by set, then those of the text encoders that are trained.
 
-        targets: regular expressions over full module names. Raises BaseModelUnavailable if a set has no layer.
+        targets: regular expressions over full module names. text_targets: the same for text encoders, whose names begin
+        with the encoder's. Raises BaseModelUnavailable if a set has no layer.
         """
         self._targets = targets
         self.applied: Sequence[LoRA | None] | None = None  # by place; None: the frozen base without LoRA
@@ -96,19 +101,38 @@ class LoRALayers:
         self.sites = [_site(name, found[name], place) for place, name in enumerate(order)]
         if not all(any(re.fullmatch(pattern, name) for name in found) for pattern in targets.values()):
             raise BaseModelUnavailable("the base model has no layers for a LoRA: is it of another family?")
-        for site in self.sites:
-            parent, _, last = site.name.rpartition(".")
-            setattr(denoiser.get_submodule(parent), last, LoRALayer(self, site))
+        for name, site in zip(order, self.sites, strict=True):
+            self._wrap(denoiser, name, site)
+        for part, encoder in (text_encoders or {}).items():
+            self._wrap_text_encoder(part, encoder, text_targets)
+
+    def _wrap(self, network: nn.Module, name: str, site: Site) -> None:
+        parent, _, last = name.rpartition(".")
+        setattr(network.get_submodule(parent), last, LoRALayer(self, site))
+
+    def _wrap_text_encoder(self, part: str, encoder: nn.Module, targets: str) -> None:
+        """Wrap the targeted layers of a text encoder. transformers names some without `text_model`, files do not."""
+        inside = "" if hasattr(encoder, "text_model") else "text_model."
+        found = {f"{part}.{inside}{name}": name for name, module in encoder.named_modules() if _fits(module)}
+        for full in sorted(full for full in found if re.fullmatch(targets, full)):
+            site = replace(_site(full, encoder.get_submodule(found[full]), len(self.sites)), is_text=True)
+            self.sites.append(site)
+            self._wrap(encoder, found[full], site)
 
     def _first_set(self, name: str) -> int:
         """The index of the first target set with the layer."""
         return next(place for place, pattern in enumerate(self._targets.values()) if re.fullmatch(pattern, name))
 
-    def layout(self, targets: str, ranks: Ranks, *, dora: bool = False) -> Layout:
-        """The layout of LoRAs of (padded) `ranks` on one target set. Layers with a rank of their own are last."""
-        sites = [site for site in self.sites if re.fullmatch(self._targets[targets], site.name)]
+    def layout(self, targets: str, ranks: Ranks, *, dora: bool = False, text_encoder: bool = False) -> Layout:
+        """The layout of LoRAs of (padded) `ranks` on one target set, and on the text encoders if asked.
+
+        Layers with a rank of their own are last, but for those of text encoders.
+        """
+        pattern = self._targets[targets]
+        sites = [site for site in self.sites if not site.is_text and re.fullmatch(pattern, site.name)]
         if ranks.spatial is not None:
             sites.sort(key=lambda site: site.is_spatial)
+        sites += [site for site in self.sites if site.is_text and text_encoder]
         return Layout(sites, ranks, dora=dora, places=len(self.sites))
 
     @contextmanager

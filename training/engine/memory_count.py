@@ -24,8 +24,8 @@ from training.engine.optimizers.by_name import OPTIMIZERS
 from training.engine.randomness import generator
 from training.engine.step import Batch, Step
 from training.families.encoders import Encoders
-from training.families.family import Base, FamilyCode
-from training.families.record import Family, Sizes
+from training.families.family import Base, Condition, FamilyCode
+from training.families.record import Family, Sizes, TextSizes
 from training.families.registry import trained_here
 from training.families.weights.parts import class_of
 from training.families.weights.quantised import linears
@@ -132,13 +132,17 @@ def measure(
 ) -> Count:
     """Like `count`, for an existing denoiser on any device. Wraps its layers."""
     device, dtype = next(denoiser.parameters()).device, denoiser.dtype
-    weights = sum(_rounded(part.numel() * part.element_size()) for part in denoiser.parameters())
-    layers = LoRALayers(denoiser, family.targets)
-    layout = layers.layout(spec.adapter.targets, padded_ranks(spec.ranks), dora=spec.adapter.dora)
+    encoders = _text_encoders(family.record, device, dtype) if spec.adapter.text_encoder else {}
+    frozen = [part for network in (denoiser, *encoders.values()) for part in network.parameters()]
+    weights = sum(_rounded(part.numel() * part.element_size()) for part in frozen)
+    layers = LoRALayers(denoiser, family.targets, encoders, family.record.text_targets)
+    layout = layers.layout(
+        spec.adapter.targets, padded_ranks(spec.ranks), dora=spec.adapter.dora, text_encoder=spec.adapter.text_encoder
+    )
     batch = _batch(family, denoiser, spec, size, slots, tokens)
     with device:
         schedule, _ = family.stand_in(denoiser, tokens)
-    base = Base(lambda: denoiser, Encoders({}), schedule, device, dtype, "")
+    base = Base(lambda: denoiser, Encoders({}), schedule, device, dtype, "", load_text_encoders=lambda: encoders)
     with Peak() as held:
         stack = OPTIMIZERS[spec.optimizer](slots, layout, device)
         if spec.optimization.ema_decay:
@@ -166,6 +170,8 @@ def _batch(family: FamilyCode, denoiser: Any, spec: TrainSpec, size: tuple[int, 
     samples, device = slots * spec.batch_size, next(denoiser.parameters()).device
     schedule, condition = family.stand_in(denoiser, tokens)
     there = Base(lambda: denoiser, Encoders({}), schedule, torch.device("cpu"), denoiser.dtype, "")
+    if spec.adapter.text_encoder:
+        condition = _tokens(family.record, condition)
     moments = torch.zeros(samples, 2 * family.record.latent_channels, *size)
     conditions = [{name: value.to(device) for name, value in condition.items()} for _ in range(samples)]
     return Batch(
@@ -175,6 +181,13 @@ def _batch(family: FamilyCode, denoiser: Any, spec: TrainSpec, size: tuple[int, 
         torch.ones(slots, device=device),
         recalls=spec.objective.prior_share > 0,
     )
+
+
+def _tokens(record: Family, condition: Condition) -> Condition:
+    """The condition with tokens instead of what text encoders make of them."""
+    names = [f"tokens{part.removeprefix('text_encoder')}" for part in record.parts if part.startswith("text_encoder")]
+    tokens = torch.zeros(1, record.caption_tokens, dtype=torch.long)
+    return dict.fromkeys(names, tokens) | {name: condition[name] for name in condition if name == "sizes"}
 
 
 def sizes_of(name: Any) -> Sizes:
@@ -195,21 +208,51 @@ def sizes_of(name: Any) -> Sizes:
         sample=_line(family, config, checkpointing=False),
         checkpointed=_line(family, config, checkpointing=True),
         spatial=sum(site.inputs + site.outputs for site in sites.get("convolutions", ()) if site.is_spatial),
+        text=_text_sizes(family) if family.record.text_targets else None,
     )
 
 
 def _encoders(record: Family) -> int:
     """The bytes of the family's text encoders in the precision in which training loads them."""
     total = 0
+    for part, encoder in _text_encoders(record, _META, torch.float32).items():
+        # Training loads a language model without its head.
+        used = encoder.model if record.classes[part].endswith("ForCausalLM") else encoder
+        total += sum(weights.numel() for weights in used.parameters()) * record.encoder_weight_bytes
+    return total
+
+
+def _text_encoders(record: Family, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """The text encoders of the standard model, with undefined values."""
+    made = {}
     for part, config in record.configs.items():
         if part.startswith("text_encoder"):
             kind = class_of(record.classes[part])
-            with _META:
-                encoder = kind(kind.config_class(**config))
-            # Training loads a language model without its head.
-            used = encoder.model if record.classes[part].endswith("ForCausalLM") else encoder
-            total += sum(weights.numel() for weights in used.parameters()) * record.encoder_weight_bytes
-    return total
+            with device:
+                made[part] = kind(kind.config_class(**config)).to(dtype).requires_grad_(False).eval()
+    return made
+
+
+def _text_sizes(family: FamilyCode) -> TextSizes:
+    """Count the text encoders of the standard model, and what they add to a step."""
+    record = family.record
+    encoders = _text_encoders(record, _META, torch.bfloat16)
+    with _META:
+        denoiser = family.denoiser.from_config(dict(record.configs[family.parts[0]]))
+    layers = LoRALayers(denoiser, family.targets, encoders, record.text_targets)
+    sites = [site for site in layers.sites if site.is_text]
+    with_text, without = (
+        count(
+            family, record.configs[family.parts[0]], recipe(family.name, rank=4, adapter={"text_encoder": on}), (64, 64)
+        )
+        for on in (True, False)
+    )
+    return TextSizes(
+        parameters=sum(part.numel() for encoder in encoders.values() for part in encoder.parameters()),
+        lora=sum(site.inputs + site.outputs for site in sites),
+        modules=len(sites),
+        sample=max(0, with_text.step - without.step),
+    )
 
 
 def _line(family: FamilyCode, config: Mapping[str, Any], *, checkpointing: bool) -> tuple[int, int]:

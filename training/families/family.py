@@ -51,6 +51,10 @@ class Base:
     quantisation: Quantisation = "none"
     is_gradient_checkpointing: bool = False
     is_parked: bool = False  # the denoiser is not usable: some or all of its weights are in the host's memory
+    # Returns the text encoders that are trained, by their folder's name, on the device. They are loaded with the
+    # denoiser, beside `encoders`, whose frozen ones encode captions in other threads. None: they are not trained.
+    load_text_encoders: Callable[[], dict[str, Any]] | None = None
+    _text_encoders: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _denoiser: Any = field(default=None, init=False, repr=False)
     _loading: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -59,12 +63,19 @@ class Base:
         """The denoiser. The first call loads it onto the device. Raises BaseModelUnavailable."""
         with self._loading:
             if self._denoiser is None:
+                self._text_encoders = self.load_text_encoders() if self.load_text_encoders is not None else {}
                 self._denoiser = self.load_denoiser()
             return self._denoiser
 
+    @property
+    def text_encoders(self) -> dict[str, Any]:
+        """The text encoders that are trained, by their folder's name. The first call loads them and the denoiser."""
+        _ = self.denoiser
+        return self._text_encoders
+
     @contextmanager
     def parked(self) -> Iterator[None]:
-        """Inside, the denoiser is in the host's memory, which frees the device's. It must not be used.
+        """Inside, the denoiser and trained text encoders are in the host's memory. They must not be used.
 
         If moving it back raises, because memory runs out, `is_parked` stays true, and the base must not be used again.
         """
@@ -73,11 +84,15 @@ class Base:
             return
         self.is_parked = True
         try:
-            move(self._denoiser, torch.device("cpu"))
+            self._move(torch.device("cpu"))
             yield
         finally:
-            move(self._denoiser, self.device)
+            self._move(self.device)
             self.is_parked = False
+
+    def _move(self, device: torch.device) -> None:
+        for network in (self._denoiser, *self._text_encoders.values()):
+            move(network, device)
 
     def checkpoint_gradients(self, on: bool) -> None:
         """Turn gradient checkpointing on or off. With it, the backward pass recomputes activations to save memory."""
@@ -106,6 +121,7 @@ class Where:
     training_adapter: Path | None = None  # merged into the base while training, never in the LoRA file
     distilled: bool = False  # a few-step model, such as z-image-turbo
     quantisation: Quantisation = "none"  # of the denoiser's large layers
+    trains_text_encoders: bool = False
 
     @property
     def vae_dtype(self) -> torch.dtype:
@@ -181,6 +197,9 @@ class FamilyCode:
     denoise: Callable[[Base, Tensor, Tensor, Tensor, Tensor | None], Tensor]
     # Pictures [B, 3, height, width] from scaled latents [B, C, h, w], as they are trained on. The caller wakes the VAE.
     decode: Callable[[Base, Tensor], Tensor]
+    # The tokens of each picture's caption, as a condition for `predict`, which encodes them with `Base.text_encoders`.
+    # None: the family's text encoders are not trained.
+    tokenize_captions: Callable[[Base, Sequence[Example]], list[Condition]] | None = None
     # Inside, the base draws as it does for users: without an adapter that is merged only for training.
     as_used: Callable[[Base], AbstractContextManager[None]] = lambda _: nullcontext()
 

@@ -46,6 +46,16 @@ class Drawing:
 
 
 @dataclass(frozen=True)
+class TextSizes:
+    """The sizes of a family's text encoders while they are trained, together."""
+
+    parameters: int
+    lora: int  # parameters of a LoRA of rank 1
+    modules: int  # layers that get a LoRA
+    sample: int  # bytes of a step per sample, with a base in 16 bits
+
+
+@dataclass(frozen=True)
 class Sizes:
     """The sizes of a family's standard model with a base in 16 bits."""
 
@@ -57,6 +67,7 @@ class Sizes:
     sample: tuple[int, int]  # bytes of a step per sample, and per latent pixel of a sample
     checkpointed: tuple[int, int]  # the same with gradient checkpointing
     spatial: int = 0  # of the parameters of `lora`, those on 3 x 3 convolutions, in the target set `convolutions`
+    text: TextSizes | None = None  # None: its text encoders get no LoRA
 
 
 @dataclass(frozen=True)
@@ -69,13 +80,29 @@ class Naming:
     underscores: bool  # kohya writes a module's dots as underscores
     modules: re.Pattern[str]  # valid module names in a file, after the prefix
     kind: str
+    # For files with LoRAs on text encoders: the prefix of each encoder, and the valid module names after it.
+    texts: Mapping[str, str] = field(default_factory=dict)
+    text_modules: re.Pattern[str] | None = None
     # Whether each module has an `.alpha`. Without, the scale is multiplied into the up matrices, because a program that
     # finds no alpha loads the file at scale 1.
     alpha: bool = True
 
     def stem(self, module: str) -> str:
-        """The name in a file of a module with diffusers' name `module`, without the suffix of a tensor."""
+        """The name in a file of a module with diffusers' name `module`, without the suffix of a tensor.
+
+        The name of a module of a text encoder begins with the encoder's: `text_encoder.text_model.…`.
+        """
+        part, _, rest = module.partition(".")
+        if part in self.texts:
+            return self.texts[part] + rest.replace(".", "_")
         return self.prefix + (module.replace(".", "_") if self.underscores else module)
+
+    def text_encoder_of(self, stem: str) -> str | None:
+        """The text encoder that a name in a file belongs to; None for another module."""
+        if self.text_modules is None:
+            return None
+        found = ((part, prefix) for part, prefix in self.texts.items() if stem.startswith(prefix))
+        return next((part for part, prefix in found if self.text_modules.fullmatch(stem, len(prefix))), None)
 
 
 class WrittenName(Protocol):
@@ -253,6 +280,7 @@ class Family:
     code: str | None = None  # the module with its FamilyCode; None: it trains only on rented servers
     targets: Mapping[str, str] = field(default_factory=dict)  # see FamilyCode
     quantised: str = ""
+    text_targets: str = ""  # the layers of text encoders that may get a LoRA, as `targets`; empty: none may
     few_steps: Drawing | None = None  # how its few-step models are drawn with, if it has some
     shares_steps: bool = True
     latent_channels: int = 4

@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x: one UNet, one CLIP text encoder; epsilon or v-prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from training.families.encoders import Encoders
 from training.families.family import Base, Condition, FamilyCode, Where
 from training.families.latents import encode_pictures
 from training.families.record import Family
-from training.families.weights.parts import config_of, load_part
+from training.families.weights.parts import class_of, config_of, load_part
 from training.families.weights.quantised import place
 from training.ports import Example
 from training.tiny.parts import autoencoder, clip_config, clip_tokenizer, lib, noise_scheduler
@@ -50,8 +50,18 @@ def load(record: Family, where: Where) -> Base:
             where.device,
         ),
         schedule, where.device, where.dtype, schedule.prediction, drawing=record.previews,
-        quantisation=where.quantisation,
+        quantisation=where.quantisation, load_text_encoders=text_encoders(record, where),
     )  # fmt: skip
+
+
+def text_encoders(record: Family, where: Where) -> Callable[[], dict[str, Any]] | None:
+    """Loads the text encoders that are trained, in the precision of the base; None if they are not."""
+    if not where.trains_text_encoders:
+        return None
+    kinds = {part: class_of(name) for part, name in record.classes.items() if part.startswith("text_encoder")}
+    return lambda: {
+        part: load_part(kind, where.folder, part, where.dtype).to(where.device) for part, kind in kinds.items()
+    }
 
 
 def require_pair(tokenizer: Any, encoder: Any) -> None:
@@ -94,9 +104,19 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
     return [{"context": made[example.caption].to(base.dtype)} for example in examples]
 
 
+def tokenize_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
+    """The condition of each picture: `tokens` [1, 77]. The encoder is only asked for its configuration."""
+    tokenizer, encoder = base.encoders["tokenizer"], base.encoders["text_encoder"]
+    return [{"tokens": tokenize(tokenizer, encoder, example.caption).to(base.device)} for example in examples]
+
+
 def predict(base: Base, noisy: Tensor, times: Tensor, conditions: Sequence[Condition]) -> Tensor:
     """The UNet's prediction for noisy latents, [B, C, h, w]."""
-    context = torch.cat([condition["context"] for condition in conditions])
+    if "tokens" in conditions[0]:
+        tokens = torch.cat([condition["tokens"] for condition in conditions])
+        context = base.text_encoders["text_encoder"](tokens).last_hidden_state
+    else:
+        context = torch.cat([condition["context"] for condition in conditions])
     predicted: Tensor = base.denoiser(noisy.to(base.dtype), times, context, return_dict=False)[0]
     return predicted
 
@@ -142,6 +162,7 @@ def family(record: Family) -> FamilyCode:
         tiny=tiny,
         encode_pictures=encode_pictures,
         encode_captions=encode_captions,
+        tokenize_captions=tokenize_captions,
         reads_whole=reads_whole,
         draw=diffusion.draw,
         mix=diffusion.mix,

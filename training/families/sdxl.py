@@ -26,6 +26,8 @@ from training.families.weights.quantised import place
 from training.ports import Example
 from training.tiny.parts import autoencoder, clip_config, clip_tokenizer, lib, noise_scheduler
 
+_BOTH = ("", "_2")  # the ends of the names of tokenizers and text encoders
+
 
 def load(record: Family, where: Where) -> Base:
     """The frozen base model in `where.folder`. Loads only its schedule. Raises BaseModelUnavailable."""
@@ -53,7 +55,7 @@ def load(record: Family, where: Where) -> Base:
             where.device,
         ),
         schedule, where.device, where.dtype, schedule.prediction, drawing=record.previews,
-        quantisation=where.quantisation,
+        quantisation=where.quantisation, load_text_encoders=sd15.text_encoders(record, where),
     )  # fmt: skip
 
 
@@ -72,7 +74,7 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
     with base.encoders.awake("text_encoder", "text_encoder_2"), torch.no_grad():
         for caption in dict.fromkeys(example.caption for example in examples):
             states = []
-            for number in ("", "_2"):
+            for number in _BOTH:
                 encoder = base.encoders[f"text_encoder{number}"]
                 ids = tokenize(base.encoders[f"tokenizer{number}"], encoder, caption).to(base.device)
                 output = encoder(ids, output_hidden_states=True)
@@ -82,21 +84,45 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
         {
             "context": made[example.caption][0].to(base.dtype),
             "pooled": made[example.caption][1].to(base.dtype),
-            "sizes": torch.tensor(
-                [[example.height, example.width, 0, 0, example.height, example.width]],
-                dtype=torch.float32,
-                device=base.device,
-            ),
+            "sizes": _sizes(base, example),
         }
         for example in examples
     ]
 
 
+def _sizes(base: Base, example: Example) -> Tensor:
+    return torch.tensor(
+        [[example.height, example.width, 0, 0, example.height, example.width]], dtype=torch.float32, device=base.device
+    )
+
+
+def tokenize_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
+    """The condition of each picture: `tokens` and `tokens_2` [1, 77], of both tokenizers, and `sizes` [1, 6]."""
+    pairs = {number: (base.encoders[f"tokenizer{number}"], base.encoders[f"text_encoder{number}"]) for number in _BOTH}
+    return [
+        {f"tokens{number}": tokenize(*pair, example.caption).to(base.device) for number, pair in pairs.items()}
+        | {"sizes": _sizes(base, example)}
+        for example in examples
+    ]
+
+
+def _encoded(base: Base, conditions: Sequence[Condition]) -> tuple[Tensor, Tensor]:
+    """`context` and `pooled` of all conditions, made of their tokens by the text encoders that are trained."""
+    states = []
+    for number in _BOTH:
+        tokens = torch.cat([condition[f"tokens{number}"] for condition in conditions])
+        output = base.text_encoders[f"text_encoder{number}"](tokens, output_hidden_states=True)
+        states.append(output.hidden_states[-2])
+    return torch.cat(states, dim=-1), output.text_embeds
+
+
 def predict(base: Base, noisy: Tensor, times: Tensor, conditions: Sequence[Condition]) -> Tensor:
     """The UNet's prediction for noisy latents, [B, C, h, w]."""
-    context, pooled, sizes = (
-        torch.cat([condition[name] for condition in conditions]) for name in ("context", "pooled", "sizes")
-    )
+    sizes = torch.cat([condition["sizes"] for condition in conditions])
+    if "tokens" in conditions[0]:
+        context, pooled = _encoded(base, conditions)
+    else:
+        context, pooled = (torch.cat([condition[name] for condition in conditions]) for name in ("context", "pooled"))
     added = {"text_embeds": pooled, "time_ids": sizes}
     predicted: Tensor = base.denoiser(noisy.to(base.dtype), times, context, added_cond_kwargs=added, return_dict=False)[
         0
@@ -145,5 +171,5 @@ def family(record: Family) -> FamilyCode:
     """The code of the family."""
     return replace(
         sd15.family(record), load=partial(load, record), stand_in=stand_in, tiny=tiny,
-        encode_captions=encode_captions, reads_whole=reads_whole, predict=predict,
+        encode_captions=encode_captions, tokenize_captions=tokenize_captions, reads_whole=reads_whole, predict=predict,
     )  # fmt: skip

@@ -7,6 +7,7 @@ except in families whose readers refuse one: there the scale is multiplied into 
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ MAGNITUDE = ".dora_scale"
 # and up is [out, rank, 1, 1]; for a DoRA also the magnitudes [out].
 Matrices = tuple[Array, Array] | tuple[Array, Array, Array]
 
+_TEXT_LAYERS = 6  # modules of each layer of a text encoder: query, key, value, output, and two feed-forward ones
 _KERNELS = (((), ()), ((1, 1), (1, 1)), ((3, 3), (1, 1)))  # of down and up
 _FLOATS = ("F64", "F32", "F16", "BF16")  # of the files that trainings give
 
@@ -128,12 +130,13 @@ def write_file(path: Path, data: bytes) -> None:
 
 def check_lora_file(
     path_or_bytes: Path | str | bytes, *, family: str, rank: int, conv_rank: int | None = None,
-    modules: int | None = None, max_bytes: int = DEFAULT_MAX_BYTES,
+    has_text_encoders: bool = False, modules: int | None = None, max_bytes: int = DEFAULT_MAX_BYTES,
 ) -> LoraReport:  # fmt: skip
     """Check that a file is a complete LoRA of `family` and `rank`, with finite weights and all metadata.
 
     The file may come from a remote server, so nothing in it is trusted. conv_rank: of 3 x 3 convolutions, if it may
-    differ. modules: how many the file must have, if that is known. Raises LoraInvalid, which says what is wrong.
+    differ. has_text_encoders: whether it must have all layers of the text encoders, or else none. modules: how many
+    the file must have, if that is known. Raises LoraInvalid, which says what is wrong.
     """
     data = read_bytes(path_or_bytes, max_bytes)
     try:
@@ -144,6 +147,7 @@ def check_lora_file(
     stems = _stems(tensors, naming, family)
     if modules is not None and len(stems) != modules:
         raise LoraInvalid(f"the LoRA file has {len(stems)} modules; a {family} LoRA with its targets has {modules}")
+    _check_text_encoders(stems, naming, has_text_encoders)
     spatial = [stem for stem in stems if conv_rank is not None and _is_spatial(tensors[stem + naming.down].shape)]
     plain = [stem for stem in stems if stem not in set(spatial)]
     _one_alpha(tensors, naming, spatial, conv_rank or rank)
@@ -156,7 +160,10 @@ def check_lora_file(
 
 def check_trained(data: bytes, spec: TrainSpec, modules: int | None = None) -> LoraReport:
     """Check that a file is the LoRA of a training. modules: see `check_lora_file`. Raises LoraInvalid."""
-    return check_lora_file(data, family=spec.family, rank=spec.rank, conv_rank=spec.ranks.spatial, modules=modules)
+    return check_lora_file(
+        data, family=spec.family, rank=spec.rank, conv_rank=spec.ranks.spatial,
+        has_text_encoders=spec.adapter.text_encoder, modules=modules,
+    )  # fmt: skip
 
 
 def read_bytes(path_or_bytes: Path | str | bytes, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
@@ -184,7 +191,7 @@ def _stems(tensors: Mapping[str, Tensor], naming: Naming, family: str) -> list[s
     for name in tensors:
         end = next((end for end in ends if name.endswith(end)), None)
         stem = name.removesuffix(end) if end is not None else name
-        if end is None or not stem.startswith(naming.prefix) or not naming.modules.fullmatch(stem, len(naming.prefix)):
+        if end is None or not _is_module(stem, naming):
             raise LoraInvalid(f"the LoRA file has a tensor {name[:120]!r}, which no {family} LoRA has")
         stems.setdefault(stem, set()).add(end)
     if not stems:
@@ -194,6 +201,25 @@ def _stems(tensors: Mapping[str, Tensor], naming: Naming, family: str) -> list[s
         if missing:
             raise LoraInvalid(f"the LoRA file lacks {stem}{missing[0]}")
     return list(stems)
+
+
+def _is_module(stem: str, naming: Naming) -> bool:
+    is_of_denoiser = stem.startswith(naming.prefix) and naming.modules.fullmatch(stem, len(naming.prefix)) is not None
+    return is_of_denoiser or naming.text_encoder_of(stem) is not None
+
+
+def _check_text_encoders(stems: Sequence[str], naming: Naming, are_wanted: bool) -> None:
+    """Check that a file has all layers of the text encoders if they were trained, and none if not."""
+    found: dict[str, list[int]] = {part: [] for part in naming.texts}
+    for stem in stems:
+        if (part := naming.text_encoder_of(stem)) is not None:
+            found[part].append(int(re.findall(r"_layers_(\d+)_", stem)[0]))
+    for part, layers in found.items():
+        if layers and not are_wanted:
+            raise LoraInvalid(f"the LoRA file has {len(layers)} modules of the {part}, which was not trained")
+        whole = _TEXT_LAYERS * (max(layers, default=0) + 1)
+        if are_wanted and len(layers) != whole:
+            raise LoraInvalid(f"the LoRA file has {len(layers)} modules of the {part}, whole layers have {whole}")
 
 
 def _one_alpha(tensors: Mapping[str, Tensor], naming: Naming, stems: Sequence[str], rank: int) -> float | None:

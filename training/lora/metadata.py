@@ -122,7 +122,7 @@ def _kohya(spec: TrainSpec, examples: Sequence[Example], steps: int) -> dict[str
         "ss_v2": "False",
         "ss_learning_rate": repr(spec.learning_rate),
         "ss_unet_lr": repr(spec.learning_rate),
-        "ss_text_encoder_lr": "None",  # never trained
+        "ss_text_encoder_lr": repr(spec.text_encoder_rate) if spec.adapter.text_encoder else "None",
         "ss_optimizer": _OPTIMIZER[spec.optimizer].format(spec.optimization.weight_decay),
         "ss_lr_scheduler": spec.optimization.schedule,
         "ss_lr_warmup_steps": str(spec.optimization.warmup_steps),

@@ -49,7 +49,9 @@ class Cohorts:
         with self._loading:
             if self._layers is None:
                 lay_out(self.base.denoiser)
-                self._layers = LoRALayers(self.base.denoiser, self.family.targets)
+                self._layers = LoRALayers(
+                    self.base.denoiser, self.family.targets, self.base.text_encoders, self.family.record.text_targets
+                )
                 self._ladder = SlotLadder(self._fingerprint, self.base.device)
                 if self.base.device.type == "cuda" and not distributed.is_asked_for() and recorder.is_allowed():
                     self.recorder = recorder.cuda_recorder(self.base.device)

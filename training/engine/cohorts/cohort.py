@@ -37,7 +37,7 @@ class Cohort:
     ) -> None:
         """recorder: records steps as CUDA graphs; None: run them eagerly."""
         self.family, self.base, self.layers, self.shape, self.recorder = family, base, layers, shape, recorder
-        self.layout = layers.layout(shape.targets, shape.ranks, dora=shape.dora)
+        self.layout = layers.layout(shape.targets, shape.ranks, dora=shape.dora, text_encoder=shape.text_encoder)
         self.jobs: list[SlotJob | None] = [None] * slots  # by slot
         self._use(OPTIMIZERS[shape.optimizer](slots, self.layout, base.device))
         self._pending: deque[tuple[list[tuple[SlotJob, int, int]], PendingLosses]] = deque()

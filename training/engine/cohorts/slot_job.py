@@ -48,6 +48,7 @@ class Shape:
     has_prior: bool = False  # whether there is a prior loss beside the pictures': it takes operations of its own
     targets: str = "attention"
     dora: bool = False
+    text_encoder: bool = False
     optimizer: str = "adamw"
 
 

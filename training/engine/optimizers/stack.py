@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.engine.layout import Layout
+from training.engine.layout import Layout, Span
 from training.lora.safetensor import Array
 from training.options import Ranks
 from training.spec import TrainSpec
@@ -34,6 +34,7 @@ class OptimizerParams:
     rate: float
     scales: tuple[float, float]  # of its LoRA, see TrainSpec.scales
     ratio: float = 1.0  # rate of B over rate of A (LoRA+, https://arxiv.org/abs/2402.12354)
+    text_ratio: float = 1.0  # rate of text encoders over that of the denoiser
     decay: float = 1e-2  # decoupled, multiplied by the rate (https://arxiv.org/abs/1711.05101)
     clip: float = 1.0  # the maximum norm of a gradient
     averaging: float = 0.0  # decay of the averaged weights; 0: no average
@@ -45,6 +46,7 @@ class OptimizerParams:
             spec.learning_rate,
             spec.scales,
             asked.loraplus_ratio,
+            spec.text_encoder_rate / spec.learning_rate,
             asked.weight_decay,
             asked.max_grad_norm,
             asked.ema_decay,
@@ -56,7 +58,10 @@ class Stack(ABC):
 
     VECTORS: ClassVar[Sequence[str]] = ()  # names of state [N, P] with the layout of the weights
     RAW: ClassVar[Sequence[str]] = ()  # names of state [N, ...] of another form
-    _ROW = ("updates", "rates", "ratios", "decays", "clips", "averagings", "scales", "loss_scales", "finite_steps")
+    _ROW = (
+        *("updates", "rates", "ratios", "text_ratios", "decays", "clips", "averagings", "scales"),
+        *("loss_scales", "finite_steps"),
+    )
     _SCALING = ("updates", "loss_scales", "finite_steps")  # kept with RAW if losses are scaled
 
     def __init__(self, slots: int, layout: Layout, device: torch.device) -> None:
@@ -66,6 +71,7 @@ class Stack(ABC):
         # float64: 1 - 0.999^t loses digits in float32 for small t.
         wide = torch.zeros(slots, 1, dtype=torch.float64, device=device)
         self.updates, self.rates, self.ratios, self.decays, self.averagings = (wide.clone() for _ in range(5))
+        self.text_ratios = wide.clone()
         self.clips = torch.zeros(slots, 1, device=device)
         self.scales = torch.zeros(slots, 2, device=device)
         # With a base in float16, the loss of each slot is scaled so that its gradient neither vanishes nor overflows.
@@ -87,6 +93,7 @@ class Stack(ABC):
         self.masters.data[slot].copy_(begun)
         for name, value in (
             *[("updates", updates), ("rates", terms.rate), ("ratios", terms.ratio), ("decays", terms.decay)],
+            ("text_ratios", terms.text_ratio),
             *[("clips", terms.clip), ("averagings", terms.averaging)],
             ("loss_scales", FIRST_LOSS_SCALE),
         ):
@@ -218,8 +225,11 @@ class AdamW(Stack):
 
     def _move(self, gradient: Tensor, first: Tensor, second: Tensor) -> None:
         """Update the moments [N, P] in place, and the masters."""
-        terms = self.updates, self.rates, self.ratios, self.decays, self.layout.boundary
-        _adamw(self.masters.detach(), gradient, first, second, *terms)
+        rates = [
+            (span.begin, span.end, _rates(span, self.rates, self.ratios, self.text_ratios))
+            for span in self.layout.spans
+        ]
+        _adamw(self.masters.detach(), gradient, first, second, self.updates, rates, self.decays)
 
 
 # ---- functions of tensors ------------------------------------------------------------------------------------------
@@ -235,22 +245,23 @@ def clip(gradient: Tensor, clips: Tensor) -> None:
 
 
 def _adamw(
-    masters: Tensor, gradient: Tensor, first: Tensor, second: Tensor, updates: Tensor, rates: Tensor, ratios: Tensor,
-    decays: Tensor, boundary: int,
+    masters: Tensor, gradient: Tensor, first: Tensor, second: Tensor, updates: Tensor,
+    rates: Sequence[tuple[int, int, Tensor]], decays: Tensor,
 ) -> None:  # fmt: skip
-    """Update masters and moments [N, P] in place. Numbers before `boundary` have the learning rate of A."""
+    """Update masters and moments [N, P] in place. rates: the rates [N, 1] of the numbers from one place to another."""
     one, two = BETAS
-    for part, own in _halves(masters, boundary, rates, ratios):
-        part.mul_((1 - own * decays).float())
+    for begin, end, own in rates:
+        masters[:, begin:end].mul_((1 - own * decays).float())
     first.lerp_(gradient, 1 - one)
     second.mul_(two).addcmul_(gradient, gradient, value=1 - two)
     root = (1 - two**updates).sqrt().float()
     change = first / second.sqrt().div_(root).add_(EPSILON)
-    for part, own in _halves(change, boundary, rates, ratios):
-        part.mul_((own / (1 - one**updates)).float())
+    for begin, end, own in rates:
+        change[:, begin:end].mul_((own / (1 - one**updates)).float())
     masters.sub_(change)
 
 
-def _halves(whole: Tensor, boundary: int, rates: Tensor, ratios: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-    """The numbers of A in a stack [N, P] and the rest, each with its rate [N, 1]: in LoRA+ they differ."""
-    return (whole[:, :boundary], rates), (whole[:, boundary:], rates * ratios)
+def _rates(span: Span, rates: Tensor, ratios: Tensor, text_ratios: Tensor) -> Tensor:
+    """The rates [N, 1] of a part of the numbers: in LoRA+ that of B differs, and text encoders may have their own."""
+    rates = rates * ratios if span.is_up else rates
+    return rates * text_ratios if span.is_text else rates

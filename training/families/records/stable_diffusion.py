@@ -14,6 +14,7 @@ from training.families.record import (
     Price,
     SingleFile,
     Sizes,
+    TextSizes,
 )
 from training.families.records import unet_names
 from training.families.records.encoder_configs import CLIP_BIG_G, CLIP_L, autoencoder
@@ -35,6 +36,9 @@ _TARGETS = {
     "convolutions": _ALL
     + r"|.*\.resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|.*\.(down|up)samplers\.0\.conv",
 }
+# Every linear of a text encoder's layers, as in kohya's trainer.
+_TEXT_TARGETS = r"text_encoder(_2)?\.text_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
+_TEXT_MODULES = re.compile(r"text_model_encoder_layers_\d+_(self_attn_(q|k|v|out)_proj|mlp_fc[12])")
 _NOISE: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -128,7 +132,16 @@ SD15 = Family(
     previews=(20, 5.0),
     lora=LoraNames(
         # float32: 3 MB at rank 4. The larger families use the precision in which their base models draw.
-        naming=Naming("lora_unet_", ".lora_down.weight", ".lora_up.weight", True, _MODULES, "F32"),
+        naming=Naming(
+            "lora_unet_",
+            ".lora_down.weight",
+            ".lora_up.weight",
+            True,
+            _MODULES,
+            "F32",
+            {"text_encoder": "lora_te_"},
+            _TEXT_MODULES,
+        ),
         form="kohya",
         diffusers=unet_names.diffusers(is_xl=False),
         comfyui=unet_names.comfyui(is_xl=False),
@@ -168,6 +181,7 @@ SD15 = Family(
     code="training.families.sd15",
     targets=_TARGETS,
     quantised=_ALL,
+    text_targets=_TEXT_TARGETS,
     sizes=Sizes(
         parameters=859520964,
         quantised=(242196480, 13107200),
@@ -177,6 +191,7 @@ SD15 = Family(
         sample=(5657088, 211726),
         checkpointed=(1835008, 57696),
         spatial=544000,
+        text=TextSizes(parameters=123060480, lora=165888, modules=72, sample=31279104),
     ),
     single_file=SingleFile(
         prefixes={
@@ -210,7 +225,16 @@ SDXL = Family(
     drawing=Drawing(30, 5.0, 1024),
     previews=(20, 5.0),
     lora=LoraNames(
-        naming=Naming("lora_unet_", ".lora_down.weight", ".lora_up.weight", True, _MODULES, "F16"),
+        naming=Naming(
+            "lora_unet_",
+            ".lora_down.weight",
+            ".lora_up.weight",
+            True,
+            _MODULES,
+            "F16",
+            {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"},
+            _TEXT_MODULES,
+        ),
         form="kohya",
         diffusers=unet_names.diffusers(is_xl=True),
         comfyui=unet_names.comfyui(is_xl=True),
@@ -257,6 +281,7 @@ SDXL = Family(
     code="training.families.sdxl",
     targets=_TARGETS,
     quantised=_ALL,
+    text_targets=_TEXT_TARGETS,
     sizes=Sizes(
         parameters=2567463684,
         quantised=(2207744000, 13107200),
@@ -266,6 +291,7 @@ SDXL = Family(
         sample=(37750784, 369112),
         checkpointed=(11945472, 33440),
         spatial=355840,
+        text=TextSizes(parameters=817720320, lora=903168, modules=264, sample=171779584),
     ),
     single_file=SingleFile(
         prefixes={
