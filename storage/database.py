@@ -5,6 +5,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,9 @@ def known_revisions() -> list[str]:
     return [script.revision for script in _scripts().walk_revisions()]
 
 
+@cache
 def _scripts() -> ScriptDirectory:
+    """The migrations; read once in a process."""
     return ScriptDirectory.from_config(_alembic_config())
 
 

@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute
 
 from jobs.services import Services
 from web import problems
@@ -65,6 +67,7 @@ def create_app(services: Services) -> FastAPI:
         docs_url=None,  # FastAPI's own pages load scripts from other hosts
         redoc_url=None,
         separate_input_output_schemas=False,
+        routes=_routes(),
     )
     app.state.services = services
     app.state.rate_limit = RateLimit(services.settings.web_rate_per_s)
@@ -91,14 +94,27 @@ def create_app(services: Services) -> FastAPI:
         )
     problems.install(app)
     app.add_exception_handler(HTTPException, errors.as_asked)  # an address that no route has
-    _include_routes(app)
     return app
 
 
-def _include_routes(app: FastAPI) -> None:
-    for routes in (subjects, images, captions, trainings, drawings, account, deletions, turns, service, pages):
-        app.include_router(routes.router)
-    for shown in (
+@cache
+def _routes() -> list[BaseRoute]:
+    """All routes, shared by the apps of this process.
+
+    At the first request FastAPI works out the parameters of every route, for half a second, and keeps that with it.
+    """
+    router = APIRouter()
+    for routes in (
+        subjects,
+        images,
+        captions,
+        trainings,
+        drawings,
+        account,
+        deletions,
+        turns,
+        service,
+        pages,
         account_page,
         oidc_pages,
         operator_pages,
@@ -112,4 +128,5 @@ def _include_routes(app: FastAPI) -> None:
         picture_pages,
         recipe_pages,
     ):
-        app.include_router(shown.router)
+        router.include_router(routes.router)
+    return router.routes

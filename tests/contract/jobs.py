@@ -1,6 +1,7 @@
 """Services on both databases with an owner who has credits and one accepted job; ways to move and to look at jobs."""
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jobs.services import Services
 from jobs.stages import intake
 from notifications.tables import OutboxMessage, TaskCall
 from storage.tables.jobs import Job, JobPicture, PictureState, Stage
+from training.data.decoding.decoder import Decoder
 
 GRANTED = 1000
 REQUEST: dict[str, Any] = {"owner_id": "ada", "subject_id": "dog", "base_model": "sd15", "trigger_word": "sks"}
@@ -27,9 +29,23 @@ def settings(address: str, tmp_path: Path) -> Settings:
     return Settings(_env_file=None, home=tmp_path / "home", database_url=address, lease_s=30, relaunch_after_s=60)
 
 
+def make_services(settings: Settings) -> Services:
+    """Services that decode pictures in children that the tests of this process share: each takes half a second to
+    start.
+    """
+    services = Services(settings)
+    vars(services)["decoder"] = _decoder(settings.max_picture_pixels, settings.max_picture_bytes)
+    return services
+
+
+@cache
+def _decoder(max_pixels: int, max_bytes: int) -> Decoder:
+    return Decoder(max_pixels=max_pixels, max_bytes=max_bytes)
+
+
 @pytest.fixture
 def services(settings: Settings) -> Iterator[Services]:
-    services = Services(settings)
+    services = make_services(settings)
     accounts.grant(services, "ada", GRANTED, key="welcome")
     yield services
     services.database.close()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
-from io import BytesIO
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,22 @@ from storage.tables.deletions import Deletion, DeletionState, UnusedObject
 from storage.tables.jobs import Job, JobPicture, Stage
 from storage.tables.pictures import StoredPicture
 from storage.tables.remote import RemoteRun, RunState
-from tests.contract.jobs import put_at, task_call
+from tests.contract.jobs import make_services, put_at, task_call
 from tests.contract.personal import places
 from tests.contract.processes import FORK
 from tests.samples import sample
 from tests.servers.s3 import S3Server, s3_server
 from tests.unit.drawings import drawing as drawn
+from tests.unit.drawings import encoded
 from training.lora.safetensor import pack, tensor
+
+# Each database and each kind of store; in a full run, each of both.
+_PAIRED = [(("sqlite", "folder"), ("postgresql", "s3")), (("sqlite", "s3"), ("postgresql", "folder"))]
+pytestmark = pytest.mark.parametrize(
+    ("address", "settings"),
+    [place for pair in sample(_PAIRED, 1, "places of deletions") for place in pair],
+    indirect=True,
+)
 
 ADA, DOG = "Ada Lovelace", "ada-s-secret-dog"
 BOB = "Bob Bystander"
@@ -52,7 +61,7 @@ def s3() -> Iterator[S3Server]:
         yield server
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture
 def settings(request: pytest.FixtureRequest, address: str, tmp_path: Path) -> Settings:
     place: dict[str, Any] = {}
     if request.param == "s3":
@@ -71,19 +80,17 @@ def settings(request: pytest.FixtureRequest, address: str, tmp_path: Path) -> Se
 
 @pytest.fixture
 def services(settings: Settings) -> Iterator[Services]:
-    made = Services(settings)
+    made = make_services(settings)
     for owner in (ADA, BOB):
         accounts.grant(made, owner, 1000, key="welcome")
     yield made
     made.database.close()
-    made.decoder.close()
 
 
+@cache
 def png(number: int) -> bytes:
     """A picture that a training takes; another for each number."""
-    out = BytesIO()
-    drawn(number, 512).save(out, "PNG")
-    return out.getvalue()
+    return encoded(drawn(number))
 
 
 @dataclass

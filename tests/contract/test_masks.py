@@ -17,7 +17,7 @@ from jobs.subjects import subject_pictures
 from jobs.turns import RetryLater
 from storage.picture_report import StoredReport
 from storage.tables.jobs import PictureState
-from tests.contract.jobs import GRANTED, REQUEST, picture, row
+from tests.contract.jobs import GRANTED, REQUEST, make_services, picture, row
 from tests.servers.pictures import picture_server
 from tests.unit.drawings import drawing, encoded, opened
 
@@ -43,14 +43,13 @@ def house_with(settings: Settings, files: Path) -> Iterator[Callable[..., Servic
     made = []
 
     def build(**changed: Any) -> Services:
-        made.append(Services(settings.model_copy(update={"file_roots": [files], **changed})))
+        made.append(make_services(settings.model_copy(update={"file_roots": [files], **changed})))
         return made[-1]
 
     accounts.grant(build(), "ada", GRANTED, key="welcome")
     yield build
     for services in made:
         services.database.close()
-        services.decoder.close()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from jobs.stages.stage_runner import NothingToDo, RetryLater
 from notifications.webhook_payload import NoticeJob, webhook_body
 from storage.objects.s3 import S3Store
 from storage.tables.jobs import JobPicture, PictureState, Status
-from tests.contract.jobs import GRANTED, REQUEST, balances, events, picture, row
+from tests.contract.jobs import GRANTED, REQUEST, balances, events, make_services, picture, row
 from tests.servers.pictures import PictureServer, picture_server
 from tests.unit.drawings import drawing, encoded
 
@@ -37,11 +37,10 @@ def server() -> Iterator[PictureServer]:
 
 @pytest.fixture
 def services(settings: Settings, server: PictureServer) -> Iterator[Services]:
-    services = Services(settings.model_copy(update={"fetch_allow_hosts": [server.address]}))
+    services = make_services(settings.model_copy(update={"fetch_allow_hosts": [server.address]}))
     accounts.grant(services, "ada", GRANTED, key="welcome")
     yield services
     services.database.close()
-    services.decoder.close()
 
 
 def submitted(services: Services, server: PictureServer, count: int = 7, **changed: Any) -> str:

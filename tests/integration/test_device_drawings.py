@@ -91,7 +91,7 @@ def test_a_task_asks_looks_and_cancels(made: Site, job_id: str) -> None:
 
 
 def test_a_killed_worker_loses_no_picture_and_another_draws_the_rest(made: Site, job_id: str) -> None:
-    view = ask(made, job_id, count=2, steps=LONG, seed=3)
+    view = ask(made, job_id, count=2, steps=LONG // 2, seed=3)
     until(lambda: len(drawings.get(made.services, view.drawing_id).pictures) == 1, 60, "the first picture")
     made.kill("draw")
     first = drawings.get(made.services, view.drawing_id)
@@ -100,7 +100,7 @@ def test_a_killed_worker_loses_no_picture_and_another_draws_the_rest(made: Site,
     done = wait(made, view)
     assert (done.status, len(done.pictures)) == ("ready", 2)
     assert done.pictures[0] == first.pictures[0]
-    whole = wait(made, ask(made, job_id, count=2, steps=LONG, seed=3))
+    whole = wait(made, ask(made, job_id, count=2, steps=LONG // 2, seed=3))
     assert [one.sha256 for one in whole.pictures] == [one.sha256 for one in done.pictures]
 
 

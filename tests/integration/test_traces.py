@@ -70,7 +70,7 @@ def test_one_trace_from_the_request_to_the_webhook(base_model: Path, tmp_path: P
             answer = httpx2.post(
                 f"{running.web_url}/api/influencer/mascot/lora/train",
                 headers={"Authorization": f"Bearer {token}", "traceparent": f"00-{TRACE}-{CALLER}-01"},
-                json={"baseModel": "sd15", "triggerWord": "imp", "resolution": 64, "maxSteps": 200, "epochs": 500,
+                json={"baseModel": "sd15", "triggerWord": "imp", "resolution": 64, "maxSteps": 80, "epochs": 500,
                       "imageIds": running.pictures("ada"), "webhookUrl": application.url},
                 timeout=60,
             )  # fmt: skip

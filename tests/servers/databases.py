@@ -3,13 +3,30 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from storage.database import Database
 from tests.servers.postgres import find_postgres, new_database, postgres_server
 
 BOTH = ("sqlite", "postgresql")
+
+_compiled: dict[tuple[Any, ...], tuple[sa.Dialect, dict[Any, Any]]] = {}
+
+
+@sa.event.listens_for(sa.Engine, "engine_connect")
+def _share_compiled_statements(connection: sa.Connection) -> None:
+    """Each test has a database and so an engine of its own, and SQLAlchemy compiles statements for each engine.
+
+    That was a fifth of the time of a test. A compiled statement belongs to a dialect, so connections to the same
+    version of the same database share one.
+    """
+    own = connection.dialect
+    kind = (type(own), getattr(own, "server_version_info", None))
+    connection.dialect, compiled = _compiled.setdefault(kind, (own, {}))
+    connection.execution_options(compiled_cache=compiled)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
@@ -28,6 +28,7 @@ from notifications.webhook_payload import (
     WebhookBody,
     webhook_body,
 )
+from tests.samples import FULL
 from tests.unit.test_view import without_prose
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -209,6 +210,7 @@ def test_the_schema_is_the_one_that_applications_know() -> None:
     assert without_prose(schema) == json.loads(Path(__file__).with_name("webhook_body.json").read_text())
 
 
+@settings(max_examples=100 if FULL else 20)
 @given(st.text(), st.text(min_size=1), st.sampled_from(["é", "\0", '"', "😀", "\ud800", "\u2028"]))
 def test_a_body_stays_under_20_kb_whatever_a_job_says(reason: str, code: str, letter: str) -> None:
     failure = {"code": code * 100, "message": reason + letter * 30_000}

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from core.settings import Settings
 from jobs.owners import accounts, tokens
 from jobs.services import Services
+from tests.contract.jobs import make_services
 from tests.servers.process import free_port
 from tests.site import MASCOT, until
 from web.__main__ import WebServer, server_config
@@ -54,12 +55,11 @@ class Api:
 
 
 def make_api(settings: Settings) -> Iterator[Api]:
-    services = Services(settings)
+    services = make_services(settings)
     accounts.grant(services, "ada", 1000, key="welcome")
     with TestClient(create_app(services), raise_server_exceptions=False) as client:
         yield Api(services, client)
     services.database.close()
-    services.decoder.close()
 
 
 @pytest.fixture
