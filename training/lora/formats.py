@@ -136,12 +136,17 @@ def _peft(module: Module) -> dict[str, Tensor]:
 
 
 def adapter_metadata(modules: Sequence[Module]) -> str:
-    """peft's configuration of each part, as diffusers writes it: the commonest rank and alpha, and exceptions."""
+    """peft's configuration of each part, as diffusers writes it: the commonest rank and alpha, and exceptions.
+
+    Names are without `text_model.`, which transformers 5 took out of CLIP's: peft finds a layer by the end of its name, so
+    both versions have it. diffusers takes the prefix from the keys of the tensors, but not from this.
+    """
     config: dict[str, Any] = {}
     for part in sorted({module.name.part for module in modules}):
         held = [module for module in modules if module.name.part == part]
-        ranks = {module.name.module: module.rank for module in held}
-        alphas = {module.name.module: module.rank if module.alpha is None else module.alpha for module in held}
+        named = {module.name.module.removeprefix("text_model."): module for module in held}
+        ranks = {name: module.rank for name, module in named.items()}
+        alphas = {name: module.rank if module.alpha is None else module.alpha for name, module in named.items()}
         rank, alpha = _commonest(ranks), _commonest(alphas)
         config |= {
             f"{part}.r": rank,
