@@ -16,7 +16,7 @@ import httpx2
 import sqlalchemy as sa
 
 from cli.output.terminal import answers, out, print_json
-from core.brokers import embedded_broker, queues
+from core.brokers import broker, embedded_broker, queues
 from core.errors import ImprintError
 from core.ids import new_id
 from core.private import is_private
@@ -97,6 +97,10 @@ def _broker(here: Services) -> Iterator[CheckResult]:
     if not here.settings.broker_url and embedded_broker.address(here.settings) is None:
         yield CheckResult("broker", "todo", "no broker is set and no stack runs here: make up starts both")
         return
+    try:
+        broker.check(here.settings)
+    except ValueError:
+        return  # `_settings` has said it; a client waits a minute for such a broker
     found, address = fleet.inspect(), fleet.broker_address()
     if found.trouble:
         hint = fleet.UNTRUSTED if fleet.UNTRUSTED in found.trouble else "start it, or correct IMPRINT_BROKER_URL"

@@ -75,10 +75,13 @@ def report_unsent() -> None:
     if sender is None or sender.wakes == _reported:
         return
     _reported = sender.wakes
-    if sender.flush(_SEND_S) and sender.has_sent_all:
-        return
-    err.print("[yellow]No broker answers. The request is stored and continues when a stack runs[/] (make up)")
+    why = ""
     try:
         broker.check(services().settings)
-    except ValueError as error:  # no stack runs with these settings
-        err.print(str(error), markup=False, highlight=False)
+    except ValueError as error:  # no stack runs with these settings, so there is nothing to wait for
+        why = str(error)
+    if not why and sender.flush(_SEND_S) and sender.has_sent_all:
+        return
+    err.print("[yellow]No broker answers. The request is stored and continues when a stack runs[/] (make up)")
+    if why:
+        err.print(why, markup=False, highlight=False)

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import sqlalchemy as sa
 
-from core.brokers import embedded_broker
+from core.brokers import embedded_broker, protocol
 from core.database_address import engine_arguments
 from core.settings import Settings
 
@@ -75,7 +75,10 @@ def results(settings: Settings) -> BrokerAddress:
 
 
 def check(settings: Settings) -> None:
-    """Check what Celery would report late or not at all. Raises ValueError, which names the setting."""
+    """Check what Celery would report late or not at all, and ask the servers. Raises ValueError with the setting.
+
+    A server that does not answer is no fault: clients wait for it.
+    """
     try:
         _password(settings)
     except OSError as error:
@@ -86,6 +89,13 @@ def check(settings: Settings) -> None:
             raise ValueError(f"{setting}: ssl_cert_reqs must be required, optional or none")
         if address.scheme == "sentinel" and not address.options.get("master_name"):
             raise ValueError(f"{setting}: add ?master_name=…, the name by which the Sentinels know the Redis")
+    for setting, given in (
+        ("IMPRINT_BROKER_URL", settings.broker_url),
+        ("IMPRINT_RESULT_URL", settings.result_url),
+        ("IMPRINT_INGRESS_URL", settings.ingress_url),
+    ):
+        if given is not None:
+            protocol.check_tls(setting, given.get_secret_value())
 
 
 def _password(settings: Settings) -> str | None:

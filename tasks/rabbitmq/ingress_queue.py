@@ -16,6 +16,7 @@ from kombu.message import Message
 from kombu.messaging import Consumer, Producer
 from kombu.mixins import ConsumerMixin
 
+from core.brokers.protocol import check_tls
 from core.errors import BackendUnreachable, ImprintError, SpecInvalid
 from core.telemetry.logging import job_context
 from jobs import service
@@ -257,6 +258,10 @@ def _connection(services: Services) -> Connection:
     url = services.settings.ingress_url
     if url is None:
         raise BackendUnreachable("no ingress is configured: set IMPRINT_INGRESS_URL to a RabbitMQ address")
+    try:
+        check_tls("IMPRINT_INGRESS_URL", url.get_secret_value())
+    except ValueError as error:
+        raise BackendUnreachable(str(error)) from None
     return Connection(url.get_secret_value(), heartbeat=30, transport_options={"confirm_publish": True})
 
 

@@ -61,6 +61,14 @@ def _set_up_logging(**_: Any) -> None:
 
 
 @beat_init.connect
+def _check_settings(**_: Any) -> None:
+    try:
+        services().check()
+    except (ValueError, ImprintError) as error:
+        raise SystemExit(f"beat cannot start: {error}") from None  # Celery logs any other error and continues
+
+
+@beat_init.connect
 def _announce_no_sweeps(**_: Any) -> None:
     """Let workers alone report sweeps: an event of sending has a task's own name, not the one of `celeryconfig`."""
     app.conf.task_send_sent_event = False

@@ -1,9 +1,11 @@
 """The brokers of docs/brokers.md, each with a real worker: it takes tasks, or says in one sentence why it does not."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from celery import Celery
@@ -15,8 +17,9 @@ from tests.servers.process import free_port
 from tests.servers.rabbitmq import rabbitmq_server
 from tests.servers.redis import redis_server
 from tests.servers.redis_setups import GROUP, redis_over_tls, redis_sentinel
-from tests.site import RECIPE, ROOT, Site, until
+from tests.site import MASCOT, RECIPE, ROOT, Site, until
 
+CELERY = ["celery", "-A", "tasks.app"]
 PASSWORD = "broker-password-not-for-you"
 
 
@@ -51,18 +54,58 @@ DIAGNOSE = """
 from cli.operations import doctor
 from jobs.services import services
 
-for one in doctor.examine(services(), [doctor._broker]):
+for one in doctor.examine(services(), [doctor._settings, doctor._broker]):
     print(one.status, one.name, one.text)
 """
 
 
 def diagnosed(made: Site, **environment: str) -> str:
-    """What `imprint doctor` says of the broker and the workers, without its other checks."""
+    """What `imprint doctor` says of the settings, the broker and the workers, without its other checks."""
     program = made.folder / "diagnose.py"
     program.write_text(DIAGNOSE)
     done = run([str(program)], cwd=ROOT, env=made.surroundings(**environment), folder=made.folder, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+PLAIN = "does not speak TLS, but the address begins with {}://: begin it with {}://"
+TLS_ONLY = "speaks TLS only, but the address begins with {}://: begin it with {}://"
+
+
+class TestTlsOfTheAddressAndNotOfTheServer:
+    """A client waits a minute for such a server, or for ever, without a word."""
+
+    @pytest.mark.parametrize("server", ["plain", "tls"])
+    def test_every_process_says_at_once_what_to_do(
+        self, base_model: Path, tmp_path: Path, certificates: Certificates, server: str
+    ) -> None:
+        with ExitStack() as stack:
+            if server == "plain":
+                url = stack.enter_context(redis_server(tmp_path / "redis")).url.replace("redis://", "rediss://")
+                told = PLAIN.format("rediss", "redis")
+            else:
+                url = stack.enter_context(redis_over_tls(tmp_path / "redis", certificates))
+                url, told = url.replace("rediss://", "redis://"), TLS_ONLY.format("redis", "rediss")
+            made = stack.enter_context(installed(tmp_path, base_model, url))
+            submit = ["submit", str(MASCOT), "--owner", "owner", "--trigger", "sks", "--resolution", "64"]
+            commands = {
+                "stack": ["cli.stack"],
+                "web": ["web"],
+                "worker": [*CELERY, "worker", "-Q", "io", "-P", "threads"],
+                "beat": [*CELERY, "beat", "-s", str(tmp_path / "schedule")],
+                "submit": [*CELERY, "imprint", *submit],  # its request is stored, and continues with a stack
+            }
+
+            def ended(name: str) -> tuple[str, int, str]:
+                (folder := tmp_path / name).mkdir()
+                done = run(commands[name], cwd=ROOT, env=made.surroundings(), folder=folder, timeout=240)
+                return name, done.returncode, " ".join((done.stdout + done.stderr).split())  # a terminal breaks lines
+
+            with ThreadPoolExecutor() as pool:
+                for name, code, output in pool.map(ended, commands):
+                    assert told in output, f"{name}: {output}"
+                    assert code == (name != "submit"), f"{name}: {output}"
+            assert f"todo settings IMPRINT_BROKER_URL: {urlsplit(url).netloc} {told}" in diagnosed(made)
 
 
 class TestRedisOverTls:
@@ -113,6 +156,9 @@ class TestRabbitmqOverTls:
             assert "no worker takes from train.sd15" in doctor  # but from the other queues
             for changed in (url.replace("localhost", "127.0.0.1"), url.partition("?")[0]):
                 assert "its certificate is not trusted" in diagnosed(made, IMPRINT_BROKER_URL=changed)
+            plain = diagnosed(made, IMPRINT_INGRESS_URL=url.replace("amqps://", "amqp://"))
+            assert "IMPRINT_INGRESS_URL: localhost:" in plain
+            assert TLS_ONLY.format("amqp", "amqps") in plain
 
 
 class TestSentinel:
