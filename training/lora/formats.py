@@ -138,8 +138,8 @@ def _peft(module: Module) -> dict[str, Tensor]:
 def adapter_metadata(modules: Sequence[Module]) -> str:
     """peft's configuration of each part, as diffusers writes it: the commonest rank and alpha, and exceptions.
 
-    Names are without `text_model.`, which transformers 5 took out of CLIP's: peft finds a layer by the end of its name, so
-    both versions have it. diffusers takes the prefix from the keys of the tensors, but not from this.
+    Names are without `text_model.`, which transformers 5 took out of CLIP's: peft finds a layer by the end of its name,
+    so both versions have it. diffusers takes the prefix from the keys of the tensors, but not from this.
     """
     config: dict[str, Any] = {}
     for part in sorted({module.name.part for module in modules}):
