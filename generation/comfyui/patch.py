@@ -27,6 +27,7 @@ class WorkflowLora:
     file: str
     trigger_word: str = ""
     strength: float = 1.0
+    has_text_encoders: bool = False  # whether it changes text encoders too
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,10 @@ def patch(
         list(dict.fromkeys(prompted)),
         strengths,
         seeds,
-        _region_notes(texts, [node_id for node_id, _ in prompts.left], word or prompt),
+        [
+            *_region_notes(texts, [node_id for node_id, _ in prompts.left], word or prompt),
+            *_text_encoder_notes(workflow, lora),
+        ],
     )
 
 
@@ -93,6 +97,18 @@ def _region_notes(texts: list[str], left: list[str], changed: str | None) -> lis
     return [
         f"the prompt has several parts: the trigger word and the prompt go into node {', '.join(texts)} only, not into "
         f'{others}. To choose another, write {{trigger}} into its text, or "trigger" into its title'
+    ]
+
+
+def _text_encoder_notes(workflow: Workflow, lora: WorkflowLora | None) -> list[str]:
+    if lora is None or not lora.has_text_encoders:
+        return []
+    nodes = [node_id for node_id in workflow.nodes if _is_lora(workflow, node_id, lora.file)]
+    if any(workflow.link(node_id, "clip") for node_id in nodes):
+        return []
+    return [
+        "the LoRA's layers of the text encoder are not loaded, because the workflow does not say which text encoder is "
+        "this model's: load the LoRA with LoraLoader in the workflow, between that text encoder and the prompts"
     ]
 
 
@@ -142,13 +158,15 @@ def _insert(workflow: Workflow, model: Link, lora: WorkflowLora) -> str | None:
         return None
     outputs = workflow.catalogue.outputs(workflow.class_of(model[0])) or ()
     clip = (model[0], outputs.index("CLIP")) if "CLIP" in outputs else None
+    if clip is None and lora.has_text_encoders:
+        clip = _only_text_encoder(workflow, lora)
     reads_model, reads_clip = workflow.consumers(model), workflow.consumers(clip) if clip else []
     title = f"LoRA {lora.file}"
     if clip and reads_clip:
         inputs: dict[str, Any] = {"model": list(model), "clip": list(clip), "lora_name": lora.file}
         strengths = {"strength_model": lora.strength, "strength_clip": lora.strength}
         node_id = workflow.add("LoraLoader", inputs | strengths, title)
-    else:  # the text encoder has its own loader, and Imprint trains no text encoder
+    else:  # the text encoder has a loader of its own, and the LoRA does not change it
         inputs = {"model": list(model), "lora_name": lora.file, "strength_model": lora.strength}
         node_id = workflow.add("LoraLoaderModelOnly", inputs, title)
     for node_input in reads_model:
@@ -156,6 +174,16 @@ def _insert(workflow: Workflow, model: Link, lora: WorkflowLora) -> str | None:
     for node_input in reads_clip:
         workflow.set(node_input, (node_id, 1))
     return node_id
+
+
+def _only_text_encoder(workflow: Workflow, lora: WorkflowLora) -> Link | None:
+    """The text encoder that a loader of its own loads; None if there are several, or if it has the LoRA already."""
+    read = {link for node_id in workflow.nodes for _, link in workflow.links(node_id)}
+    loaded = [link for link in read if workflow.kind(link) == "CLIP" and workflow.link(link[0], "clip") is None]
+    if len(loaded) != 1:
+        return None
+    has_it = any(_is_lora(workflow, node_id, lora.file) for node_id, _ in workflow.consumers(loaded[0]))
+    return None if has_it else loaded[0]
 
 
 def _order(link: Link) -> tuple[int, str, int]:

@@ -65,7 +65,9 @@ def draw_on_comfyui(
             say(f"sending {ready.file} to {where.url}")
             listed = install_lora(server, ready.path, ready.file, folder=where.loras)
             word = ready.trigger_word if trigger_word is None else trigger_word
-            lora, keys = WorkflowLora(listed, word, strength), frozenset(read_lora(ready.path).tensors)
+            parsed = read_lora(ready.path)
+            has_text_encoders = any(name.startswith("text_encoder") for name in parsed.modules)
+            lora, keys = WorkflowLora(listed, word, strength, has_text_encoders), frozenset(parsed.tensors)
         say("drawing")
         done = comfyui.draw(
             server,

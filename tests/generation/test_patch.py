@@ -1,6 +1,7 @@
 """Workflows with a LoRA put in: five against what they should become, and what cannot be patched."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,6 +86,27 @@ class TestLoaders:
         done = patch(given, LORA)
         assert done.workflow["10"]["class_type"] == "LoraLoaderModelOnly"
         assert contains_word("sks dog", done.workflow["6"]["inputs"]["text"])
+
+    def test_layers_of_a_text_encoder_that_has_a_loader_of_its_own(self) -> None:
+        lora = replace(LORA, has_text_encoders=True)
+        done = patch(workflow("z-image"), lora)
+        (node_id,) = done.added
+        assert done.workflow[node_id]["class_type"] == "LoraLoader"
+        assert done.workflow[node_id]["inputs"]["clip"] == ["18", 0]
+        assert done.workflow["6"]["inputs"]["clip"] == [node_id, 1]
+        assert done.notes == []
+        again = patch(done.workflow, replace(lora, strength=0.5))
+        assert (again.added, again.notes) == ([], [])
+        assert again.workflow[node_id]["inputs"]["strength_clip"] == 0.5
+
+    def test_layers_of_one_of_two_text_encoders_are_left_out_with_a_note(self) -> None:
+        given = workflow("z-image")
+        given["50"] = copy.deepcopy(given["18"])
+        given["51"] = copy.deepcopy(given["6"]) | {"inputs": {"text": "", "clip": ["50", 0]}}
+        done = patch(given, replace(LORA, has_text_encoders=True))
+        assert done.workflow[done.added[0]]["class_type"] == "LoraLoaderModelOnly"
+        assert ["text encoder are not loaded" in note for note in done.notes] == [True]
+        assert patch(given, LORA).notes == []
 
     def test_without_a_lora_only_prompt_and_seed_change(self) -> None:
         done = patch(workflow("sd15"), None, prompt="a mug", seed=5)
