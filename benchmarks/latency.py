@@ -127,7 +127,10 @@ def _arrival_times(application: Receiver) -> Iterator[dict[str, float]]:
 
 def _at_once(stack: Any, count: int, known: Sequence[str]) -> dict[str, float]:
     """Rate, and CPU time per job, with known and with new pictures."""
-    sets = {"known": [known] * count, "new": [_store("new", number, PICTURES) for number in range(count)]}
+    sets: dict[str, list[Sequence[str]]] = {
+        "known": [known] * count,
+        "new": [_store("new", number, PICTURES) for number in range(count)],
+    }
     time.sleep(3)  # what the jobs before left: clean-up, sweeps
     idle = _cpu_s(stack)
     time.sleep(_IDLE_S)

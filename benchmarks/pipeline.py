@@ -119,7 +119,7 @@ def _jobs(folder: Path, count: int, name: str) -> tuple[list[float], float]:
         time.sleep(0.1)
     seconds = time.monotonic() - begun
     views = [service.get(services(), job_id) for job_id in accepted]
-    waits = [(view.finished_at - view.created_at).total_seconds() for view in views]
+    waits = [(view.finished_at - view.created_at).total_seconds() for view in views if view.finished_at]
     return waits, seconds
 
 
@@ -141,12 +141,13 @@ def _request(name: str, images: list[str]) -> dict[str, Any]:
 def _ended(job_ids: list[str]) -> dict[str, int]:
     """The number of jobs by status."""
     import sqlalchemy as sa
+    from sqlmodel import col
 
     from jobs.services import services
     from storage.tables.jobs import Job
 
     with services().database.reading() as session:
-        query = sa.select(Job.status, sa.func.count()).where(sa.column("id").in_(job_ids)).group_by(Job.status)
+        query = sa.select(col(Job.status), sa.func.count()).where(sa.column("id").in_(job_ids)).group_by(Job.status)
         return {str(row[0]): int(row[1]) for row in session.execute(query)}
 
 
@@ -182,9 +183,7 @@ def _stages(count: int) -> None:
     jobs: list[str] = []
     parts: dict[str, Callable[[int], None]] = {
         "submit": lambda job: jobs.append(service.submit(here, _request("stages", orders[job])).job_id),
-        "preprocess of five": lambda job: (
-            [preprocessing.preprocess(here, jobs[job], number) for number in range(5)] and None
-        ),
+        "preprocess of five": lambda job: preprocessing.preprocess(here, jobs[job], *range(5)),
         "dataset": lambda job: steps.dataset(here, jobs[job]),
         f"train ({local.__name__})": lambda job: steps.train(here, jobs[job]),
         "upload": lambda job: steps.upload(here, jobs[job]),

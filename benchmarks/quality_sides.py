@@ -97,7 +97,12 @@ def _peft_loop(model: Path, stranger: Stranger, spec: TrainSpec, alpha: float) -
     unet, vae, encoder = pipeline.unet, pipeline.vae, pipeline.text_encoder
     unet.requires_grad_(False)
     targets = ["to_k", "to_q", "to_v", "to_out.0"]
-    config = LoraConfig(r=spec.rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=targets)
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        init_lora_weights="gaussian",
+        target_modules=targets,
+    )
     unet.add_adapter(config)
     learnt = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learnt, lr=spec.learning_rate, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)

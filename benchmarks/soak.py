@@ -184,12 +184,13 @@ def _files() -> Sample:
 
 def _ended() -> Counter[str]:
     import sqlalchemy as sa
+    from sqlmodel import col
 
     from jobs.services import services
     from storage.tables.jobs import Job
 
     with services().database.reading() as session:
-        return Counter(map(str, session.execute(sa.select(Job.status)).scalars()))
+        return Counter(map(str, session.execute(sa.select(col(Job.status))).scalars()))
 
 
 def _summary(samples: list[tuple[int, Sample]]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def base_of(size: str, device: torch.device, dtype: torch.dtype, folder: Path) -
     vocabulary, merges = clip_vocabulary()
     encoders = Encoders(
         {
-            "tokenizer": lambda: CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77),
+            "tokenizer": lambda: CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77),  # type: ignore[arg-type]
             "text_encoder": lambda: random(lambda: CLIPTextModel(_TEXT), device, torch.float32),
             "vae": lambda: random(lambda: lib.AutoencoderKL(**_VAE), device, vae_dtype(dtype)),
         },

@@ -116,7 +116,7 @@ def _block(work: Callable[[], Any], count: int, *, is_cuda: bool) -> float:
         for _ in range(count):
             work()
         return (time.perf_counter() - begun) * 1e3 / count
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     first.record()
     for _ in range(count):
         work()

@@ -16,8 +16,9 @@ from training.engine.cohorts.job_batch import JobBatch, draw
 from training.engine.engine import Engine
 from training.engine.objective import errors
 from training.families.registry import trained_here
+from training.options import Ranks
 
-_RANK = 4
+_RANK = Ranks(4)
 
 
 def smoke() -> None:
@@ -39,7 +40,7 @@ def agree() -> None:
         with measuring("agree", family=family):
             engine = engine_of(family, base_of(family, cpu, torch.float32, "tiny"))
             batch = draw(
-                engine.family, engine.base, job_of(family, engine.base, 1, size="tiny", rank=_RANK, alpha=8.0), 3
+                engine.family, engine.base, job_of(family, engine.base, 1, size="tiny", rank=_RANK.plain, alpha=8.0), 3
             )
             loss, gradient = _gradient(engine, batch)
             for name, dtype, tf32 in _PRECISIONS:
@@ -70,7 +71,7 @@ def _gradient(engine: Engine, batch: JobBatch) -> tuple[Tensor, Tensor]:
     scales = torch.full((1, 1), 2.0, device=base.device)
     with engine.layers.applying(layout.loras(masters, scales, base.dtype)):
         loss = errors(engine.family, base, batch.made.to(base.device), conditions).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     assert masters.grad is not None  # noqa: S101 - backward has just made it
     return loss.detach(), masters.grad[0]
 

@@ -21,10 +21,10 @@ def _share_compiled_statements(connection: sa.Connection) -> None:
     """Each test has a database and so an engine of its own, and SQLAlchemy compiles statements for each engine.
 
     That was a fifth of the time of a test. A compiled statement belongs to a dialect, so connections to the same
-    version of the same database share one.
+    version of the same database share one. A dialect also has its engine's listeners to errors: they must be the same.
     """
     own = connection.dialect
-    kind = (type(own), getattr(own, "server_version_info", None))
+    kind = (type(own), getattr(own, "server_version_info", None), *own.dispatch.handle_error)
     connection.dialect, compiled = _compiled.setdefault(kind, (own, {}))
     connection.execution_options(compiled_cache=compiled)
 

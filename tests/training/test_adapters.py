@@ -20,6 +20,7 @@ from training.backends.local import train
 from training.engine.cohorts.job_batch import draw
 from training.engine.objective import errors
 from training.families.family import Base
+from training.families.registry import FAMILIES
 from training.lora import file as lora_file
 from training.lora.inspect import inspect
 from training.lora.reading import read_lora
@@ -125,7 +126,7 @@ def test_diffusers_draws_as_the_live_model_does(runs: Runs, family: str) -> None
     assert sample.add_lora(pipeline, result.path) == len(live.cohort.layout.sites)
     change = (wanted - before).norm()
     assert change > 1e-2 * before.norm()
-    assert (answer(live, other) - wanted).norm() < TOLERANCE[family] * change
+    assert (answer(live, other) - wanted).norm() < TOLERANCE[FAMILIES[family].lora.naming.kind] * change
     assert json.loads(result.metadata["ss_network_args"]) == {"targets": "all", "rslora": True}
     assert (result.metadata["ss_network_alpha"], result.metadata["ss_network_dim"]) == ("10.0", "4")  # 5 sqrt(4)
 
@@ -152,7 +153,7 @@ def test_peft_draws_a_dora_as_the_live_model_does(runs: Runs, family: str) -> No
         wanted = answer(live, live.base)
     change = (wanted - before).norm()
     assert change > 1e-2 * before.norm()
-    assert (answer(live, oracle) - wanted).norm() < TOLERANCE[family] * change
+    assert (answer(live, oracle) - wanted).norm() < TOLERANCE[FAMILIES[family].lora.naming.kind] * change
 
 
 def test_a_dora_without_all_its_magnitudes_is_refused(runs: Runs) -> None:

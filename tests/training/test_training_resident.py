@@ -45,9 +45,7 @@ def test_another_base_takes_its_place(runs: Runs) -> None:
     assert resident._resident.key[0] == "sdxl"
 
 
-def test_of_many_base_models_only_the_last_one_stays(
-    runs: Runs, bases: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_of_many_base_models_only_the_last_one_stays(runs: Runs, bases: Callable[..., Path], tmp_path: Path) -> None:
     engines = []
     held: list[tuple[int, int, int]] = []
     for number in range(COUNT):
@@ -59,7 +57,7 @@ def test_of_many_base_models_only_the_last_one_stays(
         if number in (9, COUNT - 1):  # what is set up once is there after ten
             gc.collect()
             alive = [engine for engine in engines if engine() is not None]
-            held.append((len(alive), threading.active_count(), len(os.listdir("/dev/fd"))))
+            held.append((len(alive), threading.active_count(), len(list(Path("/dev/fd").iterdir()))))
     assert held[0] == held[1]
     assert held[1][0] == 1
 
