@@ -12,6 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from core.clock import utcnow
 from core.errors import NotFound, ScreeningUnavailable, Unreachable
@@ -20,6 +21,7 @@ from jobs import keys
 from jobs.lifecycle import transitions
 from jobs.lifecycle.leases import Lease
 from jobs.owners import audit_log
+from jobs.questions import is_abandoned, uses_picture
 from jobs.services import Services
 from jobs.view import Time, View
 from notifications import application, channels, outbox, screener
@@ -89,20 +91,13 @@ def _ask_for(session: Session, name: str, job: Job, hashes: Sequence[str], now: 
     query = select(Screening).where(col(Screening.sha256).in_(hashes)).order_by(col(Screening.sha256))
     found = list(session.exec(query.with_for_update()))
     for one in found:
-        if one.state in _UNDECIDED and _is_abandoned(session, one, job):
+        if one.state in _UNDECIDED and is_abandoned(session, _waiting_jobs(one.sha256), one.asked_at, job):
             _begin_anew(session, one, job, now)
         if one.state == ScreeningState.WAITING and application.is_due(name, one.changed_at, one.asked_at, now):
             one.asked_at = now
             session.add(one)
             outbox.put(session, "launch", job_id=None, topic=TOPIC, payload={"sha256": one.sha256})
     return found
-
-
-def _is_abandoned(session: Session, one: Screening, job: Job) -> bool:
-    """Whether all jobs that waited for this verdict have ended, so that nobody looked after it until `job` came."""
-    if one.asked_at is None or job.created_at <= one.asked_at:
-        return False
-    return session.exec(_waiting_jobs(one.sha256).where(col(Job.created_at) <= one.asked_at).limit(1)).first() is None
 
 
 def _begin_anew(session: Session, one: Screening, job: Job, now: datetime) -> None:
@@ -184,9 +179,8 @@ def _question(services: Services, sha256: str) -> PictureQuestion | None:
     return PictureQuestion(sha256=sha256, url=url, owner_id=job.owner_id, subject_id=job.subject_id, job_id=job.id)
 
 
-def _waiting_jobs(sha256: str) -> Any:
-    uses = sa.exists().where(col(JobPicture.job_id) == col(Job.id), col(JobPicture.prepared_sha256) == sha256)
-    return select(Job).where(col(Job.status).in_(ACTIVE), uses).order_by(col(Job.id))
+def _waiting_jobs(sha256: str) -> SelectOfScalar[Job]:
+    return select(Job).where(col(Job.status).in_(ACTIVE), uses_picture(sha256)).order_by(col(Job.id))
 
 
 def _record(services: Services, sha256: str, verdict: ScreeningVerdict, before: Sequence[ScreeningState]) -> bool:

@@ -63,7 +63,6 @@ class Adapter(Group):
     conv_alpha: float | None = Field(
         default=None, gt=0, le=1024, description="alpha of 3 x 3 convolutions; default: the scale of the other layers"
     )
-
     text_encoder: bool = Field(default=False, description="also train a LoRA on the text encoders")
 
     @model_validator(mode="after")

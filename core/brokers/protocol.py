@@ -9,8 +9,12 @@ _ANSWER_S = 3.0
 # not know with its own.
 _REDIS = (b"PING\r\n", (b"+", b"-"))
 _AMQP = (b"AMQP\x00\x00\x09\x01", (b"\x01\x00\x00", b"AMQP"))
-_SCHEMES = {"redis": ("rediss", _REDIS, 6379), "amqp": ("amqps", _AMQP, 5672), "pyamqp": ("amqps", _AMQP, 5672)}
-_TLS_SCHEMES = {"rediss": ("redis", _REDIS, 6379), "amqps": ("amqp", _AMQP, 5671)}
+_SCHEMES = {
+    "redis": (_REDIS, 6379), "rediss": (_REDIS, 6379),
+    "amqp": (_AMQP, 5672), "pyamqp": (_AMQP, 5672), "amqps": (_AMQP, 5671),
+}  # fmt: skip
+_WITH_TLS = {"redis": "rediss", "amqp": "amqps", "pyamqp": "amqps"}
+_WITHOUT_TLS = {"rediss": "redis", "amqps": "amqp"}
 
 
 def check_tls(setting: str, url: str) -> None:
@@ -20,21 +24,21 @@ def check_tls(setting: str, url: str) -> None:
     """
     for part in url.split(";"):
         scheme = part.partition("://")[0]
-        other, hello, port = _SCHEMES.get(scheme) or _TLS_SCHEMES.get(scheme) or ("", _REDIS, 0)
         address = urlsplit(part)
-        if not other or not address.hostname:
+        if scheme not in _SCHEMES or not address.hostname:
             continue
+        hello, port = _SCHEMES[scheme]
         server = (address.hostname, address.port or port)
         is_plain = _is_plain(server, *hello)
-        if is_plain and scheme in _TLS_SCHEMES:
+        if is_plain and scheme in _WITHOUT_TLS:
             raise ValueError(
                 f"{setting}: {server[0]}:{server[1]} does not speak TLS, but the address begins with {scheme}://: "
-                f"begin it with {other}://, or give the port on which the server speaks TLS"
+                f"begin it with {_WITHOUT_TLS[scheme]}://, or give the port on which the server speaks TLS"
             )
-        if not is_plain and scheme in _SCHEMES and _speaks_tls(server):
+        if not is_plain and scheme in _WITH_TLS and _speaks_tls(server):
             raise ValueError(
                 f"{setting}: {server[0]}:{server[1]} speaks TLS only, but the address begins with {scheme}://: "
-                f"begin it with {other}://, or give the port on which the server speaks without TLS"
+                f"begin it with {_WITH_TLS[scheme]}://, or give the port on which the server speaks without TLS"
             )
 
 

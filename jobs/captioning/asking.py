@@ -19,6 +19,7 @@ from core.errors import CaptionsUnavailable, Unreachable
 from jobs import keys
 from jobs.lifecycle import transitions
 from jobs.lifecycle.leases import Lease
+from jobs.questions import is_abandoned, uses_picture
 from jobs.services import Services
 from jobs.specs import spec_of
 from notifications import application, outbox
@@ -84,7 +85,8 @@ def _ask(
     )
     found = list(session.exec(query.order_by(col(GeneratedCaption.sha256)).with_for_update()))
     for one in found:
-        if one.text is None and _is_abandoned(session, one, job):  # `job` gets the whole patience
+        waiting = _waiting_jobs(one.owner_id, one.sha256)
+        if one.text is None and is_abandoned(session, waiting, one.asked_at, job):  # `job` gets the whole patience
             one.created_at, one.asked_at = now, None
         if one.text is None and application.is_due(name, one.created_at, one.asked_at, now):
             one.asked_at = now
@@ -92,14 +94,6 @@ def _ask(
             payload = {"job_id": job.id, "sha256": one.sha256}
             outbox.put(session, "launch", job_id=None, owner_id=job.owner_id, topic=TOPIC, payload=payload)
     return found
-
-
-def _is_abandoned(session: Session, one: GeneratedCaption, job: Job) -> bool:
-    """Whether all jobs that waited for this caption have ended, so that nobody looked after it until `job` came."""
-    if one.asked_at is None or job.created_at <= one.asked_at:
-        return False
-    older = _waiting_jobs(one.owner_id, one.sha256).where(col(Job.created_at) <= one.asked_at)
-    return session.exec(older.limit(1)).first() is None
 
 
 def ask(services: Services, job_id: str, sha256: str, send_task: SendTask) -> None:
@@ -177,6 +171,5 @@ def _waiting(session: Session, job_id: str) -> Job | None:
 
 
 def _waiting_jobs(owner_id: str, sha256: str) -> SelectOfScalar[str]:
-    uses = sa.exists().where(col(JobPicture.job_id) == col(Job.id), col(JobPicture.prepared_sha256) == sha256)
     active = (Job.owner_id == owner_id, col(Job.status).in_(ACTIVE), col(Job.needs_captions))
-    return select(Job.id).where(*active, uses).order_by(col(Job.id))
+    return select(Job.id).where(*active, uses_picture(sha256)).order_by(col(Job.id))

@@ -92,7 +92,7 @@ class Ahead:
                 return "failed"
             # The token of the last claim, which is over: a claim that came since then has a higher one.
             unclaimed = Lease(job.id, Stage.PREPROCESS, picture.lease_token, picture.attempt, picture.position)
-            record(self._services, unclaimed, job, picture, made, size)
+            record(self._services, unclaimed, job, picture, made, size, left)
         except LeaseLost:
             return "overtaken"
         except ImprintError as error:

@@ -70,7 +70,7 @@ def _preprocess(services: Services, job_id: str, position: int) -> None:
         left = bytes_left(session, job_id, services.settings)
     with holding_lease(services, lease):
         made, size = (known, 0) if known else fetch_and_convert(services, job, picture, left)
-        record(services, lease, job, picture, made, size)
+        record(services, lease, job, picture, made, size, left)
 
 
 def known_picture(session: Session, job: Job, picture: JobPicture) -> PreparedPicture | None:
@@ -80,8 +80,13 @@ def known_picture(session: Session, job: Job, picture: JobPicture) -> PreparedPi
     return prepared_before(session, picture.source_sha256, preparation(spec_of(job), crop=picture.crop))
 
 
-def record(services: Services, lease: Lease, job: Job, picture: JobPicture, made: PreparedPicture, size: int) -> None:
-    """Record what the picture was prepared to, and the bytes that were fetched. Raises LeaseLost."""
+def record(
+    services: Services, lease: Lease, job: Job, picture: JobPicture, made: PreparedPicture, size: int, left: int
+) -> None:
+    """Record what the picture was prepared to, and the bytes that were fetched. Raises LeaseLost.
+
+    left: the bytes that may be fetched if the prepared picture was deleted meanwhile.
+    """
     try:
         with services.database.writing() as session:
             since = None if made.source_sha256 else picture.unreachable_since
@@ -96,7 +101,6 @@ def record(services: Services, lease: Lease, job: Job, picture: JobPicture, made
         raise
     if made.sha256 and not services.store.exists(keys.prepared(made.sha256)):
         # It was deleted with its last user while this job found it.
-        left = services.settings.max_job_bytes
         fetch_and_convert(services, job, picture, left, again=True)
 
 

@@ -144,7 +144,7 @@ def test_a_job_whose_turn_comes_meanwhile_waits_for_nothing(
     monkeypatch.undo()
     job = row(services, waiting)
     made, size = picture_source.fetch_and_convert(services, job, picture, 10**9)
-    preprocessing.record(services, lease, job, picture, made, size)
+    preprocessing.record(services, lease, job, picture, made, size, 10**9)
     preprocess_all(services, waiting)
     assert states(services, waiting) == {"good"}
 

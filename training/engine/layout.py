@@ -91,6 +91,8 @@ class Layout:
         parts = [sum(self.downs), sum(self.ups), sum(self.magnitudes)]
         self.size = sum(parts) + -sum(parts) % _ALIGNED
         self._parts = [*parts, self.size - sum(parts)]
+        # The parts of a vector with a learning rate of their own, in order; the last one includes the padding.
+        self.spans = self._find_spans()
         self._places = len(self.sites) if places is None else places
         self._squares = [site.weight.float().pow(2).sum(1) for site in sites] if dora else []  # |W|^2 of each row
 
@@ -170,9 +172,7 @@ class Layout:
                 found[f"{site.name}.magnitude"] = views[f"{site.name}.magnitude"].numpy()
         return found
 
-    @property
-    def spans(self) -> list[Span]:
-        """The parts of a vector with a learning rate of their own, in order; the last one includes the padding."""
+    def _find_spans(self) -> list[Span]:
         kinds = [
             *[(False, site.is_text, width) for site, width in zip(self.sites, self.downs, strict=True)],
             *[(True, site.is_text, width) for site, width in zip(self.sites, self.ups, strict=True)],
