@@ -45,7 +45,8 @@ def match_lora_keys(path: Path, base: str) -> tuple[int, list[str]]:
 def match(keys: list[str], base: str) -> tuple[set[str], list[str]]:
     """The modules that a model of kind `base` takes from these keys, and the keys that it ignores."""
     used, missed = set[str](), list[str]()
-    known = FAMILIES[base].lora.comfyui
+    names = FAMILIES[base].lora
+    known = names.comfyui_published or names.comfyui
     for key in keys:
         module = next((key.removesuffix(end) for end in _ENDS if key.endswith(end)), None)
         if module is not None and known is not None and known.fullmatch(module):

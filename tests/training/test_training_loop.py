@@ -10,7 +10,6 @@ import torch
 
 from core.errors import BackendFailed, LossNotFinite, OutOfMemory, StoreUnavailable
 from tests.servers.launcher import run
-from tests.site import ROOT
 from tests.training.conftest import MemoryCheckpoints, Watcher
 from training import device
 from training.backends.local import train
@@ -19,6 +18,7 @@ from training.engine.randomness import SampleOrder
 from training.ports import Example, TrainRun
 
 Runs = Callable[..., TrainRun]
+ROOT = Path(__file__).parents[2]  # `tests.site` needs Celery, which a GPU machine need not have
 
 
 # ---- what ends a training ----------------------------------------------------------------------------------------

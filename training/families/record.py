@@ -148,6 +148,7 @@ class LoraNames:
     diffusers: Reader | None = None  # what diffusers reads; None: it is not known what programs read
     # The modules that ComfyUI reads, by their full names in a file: its key map. None: it reads none.
     comfyui: re.Pattern[str] | None = None
+    comfyui_published: re.Pattern[str] | None = None  # its map of the published model, if other models have another
     is_of_automatic1111: bool = False  # whether AUTOMATIC1111 knows the model: it reads kohya's names
     modules: re.Pattern[str] | None = None  # diffusers' names in the denoiser; None: those of a UNet
     # Names of the family's own code with diffusers' names, as arguments of `re.sub`. A fused module has several.

@@ -10,10 +10,14 @@ _OLD_PROCESSOR = "_lora.down.weight"
 _KOHYA_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 _ORIGINAL = re.compile(r"(input|output)_blocks\.|middle_block\.|time_embed\.|label_emb\.|out\.2$")
 
-# Blocks with transformers, by diffusers' names and by the original ones. ComfyUI makes its map from the blocks of the
-# model that it has loaded, and models with fewer blocks than the published ones have transformers in others.
-_BLOCKS = r"(down_blocks\.\d|mid_block|up_blocks\.\d)"
-_ORIGINAL_BLOCKS = r"(input_blocks\.\d+|middle_block|output_blocks\.\d+)"
+# Blocks with transformers, by diffusers' names and by the original ones: of any model, and of the published ones.
+_BLOCKS = (r"(down_blocks\.\d|mid_block|up_blocks\.\d)", r"(input_blocks\.\d+|middle_block|output_blocks\.\d+)")
+_PUBLISHED_BLOCKS = {
+    False: (r"(down_blocks\.[012]|mid_block|up_blocks\.[123])",
+            r"(input_blocks\.[124578]|middle_block|output_blocks\.([3-9]|1[01]))"),
+    True: (r"(down_blocks\.[12]|mid_block|up_blocks\.[01])",
+           r"(input_blocks\.[4578]|middle_block|output_blocks\.[0-5])"),
+}  # fmt: skip
 _IN_TRANSFORMER = r"(norm|proj_in|proj_out|transformer_blocks\.\d+\.(norm[123]|ff\.net\.(0\.proj|2)|{attention}))"
 _ATTENTION = r"attn[12]\.to_(q|k|v|out\.0)"
 _OLD_ATTENTION = r"attn[12]\.processor\.to_(q|k|v|out)"
@@ -28,12 +32,17 @@ _OTHER_ORIGINAL = (
 _CLIP = r"text_model\.encoder\.layers\.\d+\.(mlp\.fc[12]|self_attn\.(q|k|v|out)_proj)"
 
 
-def comfyui(*, is_xl: bool) -> re.Pattern[str]:
-    """ComfyUI's key map, recorded from its `model_lora_keys_unet`, `model_lora_keys_clip` and `unet_to_diffusers`."""
+def comfyui(*, is_xl: bool, is_published: bool = False) -> re.Pattern[str]:
+    """ComfyUI's key map, recorded from its `model_lora_keys_unet`, `model_lora_keys_clip` and `unet_to_diffusers`.
+
+    It makes the map from the blocks of the model that it has loaded. is_published: of the published model; or else of
+    any, because models with fewer blocks have their transformers in others.
+    """
+    blocks, original = _PUBLISHED_BLOCKS[is_xl] if is_published else _BLOCKS
     inside = _IN_TRANSFORMER.replace("{attention}", _ATTENTION)
-    named = rf"{_BLOCKS}\.attentions\.\d\.{inside}|{_OTHER_MODULES}"
-    old = rf"{_BLOCKS}\.attentions\.\d\.{_IN_TRANSFORMER.replace('{attention}', _OLD_ATTENTION)}|{_OTHER_MODULES}"
-    own = rf"{_ORIGINAL_BLOCKS}\.1\.{inside}|{_OTHER_ORIGINAL}"
+    named = rf"{blocks}\.attentions\.\d\.{inside}|{_OTHER_MODULES}"
+    old = rf"{blocks}\.attentions\.\d\.{_IN_TRANSFORMER.replace('{attention}', _OLD_ATTENTION)}|{_OTHER_MODULES}"
+    own = rf"{original}\.1\.{inside}|{_OTHER_ORIGINAL}"
     encoders = r"lora_te[12]?_" if is_xl else r"lora_te1?_"
     dotted = r"text_encoder(_2)?\." if is_xl else r"text_encoder\."
     return re.compile(
