@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 from sqlmodel import col
+from starlette.types import ASGIApp
 
 from core.clock import utcnow
 from core.free_port import free_port
@@ -37,6 +38,7 @@ from training.families.registry import FAMILIES
 from training.lora.file import serialize_lora
 from web.__main__ import WebServer, server_config
 from web.app import create_app
+from web.streams import Streams
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "demo" / "pictures"
@@ -218,9 +220,16 @@ def pages(world: World) -> dict[str, dict[str, str]]:
 @contextmanager
 def served(world: World) -> Iterator[str]:
     """The page of `world` over HTTP."""
-    settings = world.services.settings.model_copy(update={"web_port": free_port(), "web_rate_per_s": 1000.0})
     app = create_app(world.services)
-    server = WebServer(server_config(app, settings), app.state.streams)
+    with serving(app, world.services, app.state.streams) as base:
+        yield base
+
+
+@contextmanager
+def serving(app: ASGIApp, services: Services, streams: Streams) -> Iterator[str]:
+    """An app over HTTP, in a thread; its address."""
+    settings = services.settings.model_copy(update={"web_port": free_port(), "web_rate_per_s": 1000.0})
+    server = WebServer(server_config(app, settings), streams)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from core.errors import ImprintError
 from core.private import keep_private
@@ -41,7 +41,7 @@ class WebServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def server_config(app: FastAPI, configured: Settings) -> uvicorn.Config:
+def server_config(app: ASGIApp, configured: Settings) -> uvicorn.Config:
     """How uvicorn serves the app."""
     return uvicorn.Config(
         app,

@@ -1,7 +1,8 @@
 """Large files that come in pieces: kept in a folder until they are whole, so that an upload goes on where it stopped.
 
 A piece names its file by name, size and time of change. So an upload also goes on after a reload of the page, when the
-same file is chosen again. A piece that reaches another machine finds nothing there, and the client begins again.
+same file is chosen again. A piece that reaches another machine finds nothing there: the page sees that the file became
+shorter, and sends it whole.
 """
 
 import fcntl

@@ -42,11 +42,10 @@ class Visitor:
     def open(self, *, size: dict[str, int] = DESKTOP, scheme: Scheme = "light", **options: Any) -> Page:
         """A window of its own, with no session."""
         context = self.browser.new_context(
-            base_url=self.site.web_url,
             viewport=size,  # type: ignore[arg-type]
             color_scheme=scheme,
             permissions=["clipboard-read", "clipboard-write"],
-            **options,
+            **{"base_url": self.site.web_url, **options},
         )
         context.set_default_timeout(WAIT_MS)
         page = context.new_page()

@@ -2,12 +2,15 @@
 
 import os
 import re
+import tempfile
 import zipfile
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, Route, expect
+from starlette.types import Receive, Scope, Send
 
 from jobs import service
 from jobs.owners import sessions
@@ -15,6 +18,8 @@ from jobs.subjects import subject_pictures, subject_settings
 from tests.browser.conftest import PHONE, WAIT_MS, Visitor, check_accessible
 from tests.browser.test_page import LONG, begin, equip, id_of
 from tests.site import drawing
+from tools.screenshots import serving
+from web.app import create_app
 from web.partial_files import PIECE_BYTES
 
 pytestmark = pytest.mark.timeout(900)
@@ -78,14 +83,20 @@ def test_uploads_survive_dropped_connections(visitor: Visitor, shoot: Shoot, tmp
     visitor.errors[:] = [one for one in visitor.errors if "ERR_CONNECTION_RESET" not in one]
 
 
-def test_a_large_file_goes_on_after_a_lost_connection_and_a_reload(visitor: Visitor, tmp_path: Path) -> None:
-    """No piece that has arrived is sent again."""
-    archive = tmp_path / "pictures.zip"
+def archive_of_pictures(folder: Path) -> Path:
+    """Three pictures in an archive of three pieces."""
+    archive = folder / "pictures.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as out:
         for number in range(3):
             name = f"{number}.png"
-            out.write(drawing(tmp_path / name, number, 512), name)
+            out.write(drawing(folder / name, number, 512), name)
         out.writestr("notes.bin", os.urandom(2 * PIECE_BYTES))
+    return archive
+
+
+def test_a_large_file_goes_on_after_a_lost_connection_and_a_reload(visitor: Visitor, tmp_path: Path) -> None:
+    """No piece that has arrived is sent again."""
+    archive = archive_of_pictures(tmp_path)
     page = visitor.open()
     visitor.sign_in(page, "lars")
     page.goto("/subjects/mascot")
@@ -114,6 +125,37 @@ def test_a_large_file_goes_on_after_a_lost_connection_and_a_reload(visitor: Visi
     assert [offset for offset, _ in sent] == [0, PIECE_BYTES, 2 * PIECE_BYTES]
     assert sum(size for _, size in sent) == archive.stat().st_size
     visitor.errors[:] = [one for one in visitor.errors if "ERR_CONNECTION_RESET" not in one]
+
+
+def test_a_large_file_arrives_behind_a_proxy_that_alternates_between_machines(
+    visitor: Visitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each machine keeps its pieces in a temporary folder of its own, so the file goes whole."""
+    archive = archive_of_pictures(tmp_path)
+    machines = []
+    for number in range(2):
+        folder = tmp_path / f"machine{number}"
+        folder.mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", str(folder))
+            machines.append(create_app(visitor.services))
+    turn, asked = count(), list[str]()
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        is_upload = scope["type"] == "http" and scope["method"] == "POST" and "/subjects/mascot/" in scope["path"]
+        if is_upload:
+            asked.append(scope["path"].rpartition("/")[2])
+        await machines[next(turn) % 2 if is_upload else 0](scope, receive, send)
+
+    with serving(proxy, visitor.services, machines[0].state.streams) as base:
+        page = visitor.open(base_url=base)
+        visitor.sign_in(page, "alma")
+        page.goto("/subjects/mascot")
+        page.locator("#files").set_input_files(archive)
+        expect(page.locator("#pictures-head")).to_contain_text("3 good")
+        page.context.close()
+    assert asked == ["uploads", "uploads", "uploads", "images"]
+    visitor.asked[:] = [one for one in visitor.asked if not one.startswith(base)]
 
 
 def test_a_lost_connection_is_seen(visitor: Visitor, shoot: Shoot) -> None:

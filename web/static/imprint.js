@@ -241,8 +241,11 @@ function judge({ status, url, answer }) {
 
 const show = (bar, share) => { if (share < 1) bar.value = share; else bar.removeAttribute("value"); }; // sent; the server checks it
 
+// Pieces stay on the machine that received them, so behind a proxy that alternates between machines they never add up.
+let piecesArrive = true;
+
 async function put(form, file, bar) {
-  if (file.size > Number(form.dataset.pieceBytes)) return putPieces(form, file, bar);
+  if (piecesArrive && file.size > Number(form.dataset.pieceBytes)) return putPieces(form, file, bar);
   const body = new FormData();
   body.append("files", file);
   return judge(await post(form.action, body, (loaded, total) => show(bar, loaded / total)));
@@ -258,6 +261,10 @@ async function putPieces(form, file, bar) {
       (loaded) => show(bar, (offset + loaded) / file.size),
     );
     if (done.status !== 200 || !Number.isInteger(done.answer.offset)) return judge(done);
+    if (done.answer.offset < offset) { // another machine answered: the file goes whole, as all after it
+      piecesArrive = false;
+      return put(form, file, bar);
+    }
     offset = done.answer.offset;
     piece = file.slice(offset, offset + Number(form.dataset.pieceBytes));
   }
