@@ -63,7 +63,7 @@ task_queues = [
     for name in (*queues.WORK, *(kind + family for kind in (queues.TRAIN, queues.DRAW) for family in trained_here()))
 ]
 task_create_missing_queues = False
-_on_fetch = ("preprocess", "fetch_images", "draw", "screen", "ask_caption")
+_on_fetch = ("preprocess", "fetch_images", "draw", "send_to_comfyui", "screen", "ask_caption")
 # Workers alternate between their queues, so a sweep does not expire behind a backlog of other tasks. Only the last
 # stages of trained jobs go first (tasks/messages/queue_order.py). Tasks that call addresses of owners have queues and a
 # worker of their own, because a slow host holds a slot.

@@ -15,6 +15,7 @@ from core.clock import utcnow
 from core.telemetry.logging import job_context
 from core.telemetry.tracing import continue_trace
 from jobs.drawings.drawing_transitions import TOPIC as DRAWING
+from jobs.results.in_comfyui import TOPIC as COMFYUI
 from jobs.services import Services, send_outbox_with
 from notifications import outbox
 from notifications.messages import CONFIRMATION, EXTERNAL, Message
@@ -97,6 +98,8 @@ def _signature(message: Message) -> tuple[str, tuple[str | None, ...]]:
             return "imprint.screen", (message.payload["sha256"],)
         case "launch" if message.topic == "caption":
             return "imprint.ask_caption", (message.payload["job_id"], message.payload["sha256"])
+        case "launch" if message.topic == COMFYUI:
+            return "imprint.send_to_comfyui", (message.payload["training"],)
         case "launch":  # of no job
             return "imprint.fetch_images", (message.payload["fetch_id"],)
     return "imprint.clean_up", (message.job_id, message.id)

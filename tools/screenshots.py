@@ -20,7 +20,7 @@ import numpy as np
 import sqlalchemy as sa
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
-from sqlmodel import col
+from sqlmodel import Session, col
 from starlette.types import ASGIApp
 
 from core.clock import utcnow
@@ -64,6 +64,7 @@ class World:
     pictures: list[str]
     ready: str
     earlier: str
+    running: str
     waiting: str
     failed: str
     link: str
@@ -99,6 +100,8 @@ def make_world(home: Path) -> World:
             "failure_message": "memory ran out at a batch size of 4: use 2",
         }  # fmt: skip
         session.connection().execute(sa.update(Job).where(col(Job.id) == failed).values(**ended))
+    running = _training(services, **asked, validation=validation)
+    _run(services, running, files[1], seed=3)
     waiting = _training(services, **asked)
     mask = subject_pictures.add(
         services, OWNER, SUBJECT, _mask(files[0]), is_mask=True, name=subject_pictures.mask_name(ids[0])
@@ -108,10 +111,10 @@ def make_world(home: Path) -> World:
     requests.delete_subject(services, OWNER, "old", grace_s=3600)
     pauses.pause(services, "family:sdxl", "new drivers")
     owner_token, _ = tokens.create(services, "the browser", owner_id=OWNER)
-    tokens.create(services, "the shop's server", owner_id=OWNER, days=365)
+    tokens.create(services, "shop", owner_id=OWNER, days=365)
     operator_token, _ = tokens.create(services, "operators", scopes=("read", "operate"))
     link = sign_in_links.create(services, "new owner")
-    return World(services, owner_token, operator_token, ids, ready, earlier, waiting, failed, link)
+    return World(services, owner_token, operator_token, ids, ready, earlier, running, waiting, failed, link)
 
 
 def _training(services: Services, **given: Any) -> str:
@@ -122,30 +125,45 @@ def _finish(services: Services, job_id: str, picture: Path, seed: int) -> None:
     """What a worker would have left: losses, samples, checkpoints and a file."""
     data = _lora(seed)
     services.store.put(keys.lora(job_id), data)
+    values = {
+        "status": Status.READY, "stage": Stage.SETTLE, "step": 1000, "loss": 0.1234, "validation_loss": 0.31,
+        "train_seconds": 412.0, "finished_at": utcnow(), "started_at": utcnow(), "lora_key": keys.lora(job_id),
+        "lora_sha256": "ab" * 32, "lora_bytes": len(data), "charged": 100,
+    }  # fmt: skip
     with services.database.writing() as session:
-        noise = np.random.default_rng(seed).normal(0, 0.02, 100)
-        for number in range(100):
-            loss = 0.12 + 0.3 * math.exp(-number / 25) + float(noise[number])
-            event = {"step": 10 * (number + 1), "total": 1000, "loss": loss, "seconds_left": 0.0}
-            launches.record_event(session, job_id, "progress", **event)
-        for number, step in enumerate((0, 250, 500, 750, 1000)):
-            for prompt in range(len(PROMPTS)):
-                services.store.put(keys.preview(job_id, 0, step, prompt, "png"), _sample(picture, number / 4, prompt))
-            if 0 < step < 1000:
-                key = keys.kept_lora(job_id, step)
-                services.store.put(key, data)
-                facts = {"step": step, "key": key, "sha256": "0" * 64, "bytes": len(data)}
-                launches.record_event(
-                    session, job_id, "checkpoint", **facts, validation_loss=0.2 + abs(step - 500) / 5000
-                )
-        values = {
-            "status": Status.READY, "stage": Stage.SETTLE, "step": 1000, "loss": 0.1234, "validation_loss": 0.31,
-            "train_seconds": 412.0, "finished_at": utcnow(), "started_at": utcnow(), "lora_key": keys.lora(job_id),
-            "lora_sha256": "ab" * 32, "lora_bytes": len(data), "charged": 100,
-        }  # fmt: skip
-        session.connection().execute(sa.update(Job).where(col(Job.id) == job_id).values(**values))
-        good = sa.update(JobPicture).where(col(JobPicture.job_id) == job_id)
-        session.connection().execute(good.values(state=PictureState.GOOD))
+        _record_steps(services, session, job_id, picture, seed, 1000)
+        for step in (250, 500, 750):
+            key = keys.kept_lora(job_id, step)
+            services.store.put(key, data)
+            facts = {"step": step, "key": key, "sha256": "0" * 64, "bytes": len(data)}
+            launches.record_event(session, job_id, "checkpoint", **facts, validation_loss=0.2 + abs(step - 500) / 5000)
+        _change(session, job_id, **values)
+
+
+def _run(services: Services, job_id: str, picture: Path, seed: int) -> None:
+    """What a worker would have left so far."""
+    with services.database.writing() as session:
+        _record_steps(services, session, job_id, picture, seed, 620)
+        now = {"status": Status.TRAINING, "stage": Stage.TRAIN, "step": 620, "loss": 0.1571, "seconds_left": 154.0}
+        _change(session, job_id, **now, started_at=utcnow())
+
+
+def _record_steps(services: Services, session: Session, job_id: str, picture: Path, seed: int, steps: int) -> None:
+    """Losses and samples up to a step."""
+    noise = np.random.default_rng(seed).normal(0, 0.02, 100)
+    for number in range(steps // 10):
+        loss = 0.12 + 0.3 * math.exp(-number / 25) + float(noise[number])
+        event = {"step": 10 * (number + 1), "total": 1000, "loss": loss, "seconds_left": 0.4 * (1000 - 10 * number)}
+        launches.record_event(session, job_id, "progress", **event)
+    for number, step in enumerate(range(0, steps + 1, 250)):
+        for prompt in range(len(PROMPTS)):
+            services.store.put(keys.preview(job_id, 0, step, prompt, "png"), _sample(picture, number / 4, prompt))
+
+
+def _change(session: Session, job_id: str, **values: Any) -> None:
+    session.connection().execute(sa.update(Job).where(col(Job.id) == job_id).values(**values))
+    good = sa.update(JobPicture).where(col(JobPicture.job_id) == job_id)
+    session.connection().execute(good.values(state=PictureState.GOOD))
 
 
 def _mask(picture: Path) -> bytes:
@@ -198,6 +216,7 @@ def pages(world: World) -> dict[str, dict[str, str]]:
             "picture": f"{subject}/images/{world.pictures[0]}/edit",
             "trainings": "/trainings",
             "trainings-none": "/trainings?subject=nothing",
+            "training-running": f"/trainings/{world.running}",
             "training-waiting": f"/trainings/{world.waiting}",
             "training-ready": ready,
             "training-failed": f"/trainings/{world.failed}",

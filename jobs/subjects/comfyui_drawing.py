@@ -82,6 +82,16 @@ def draw_on_comfyui(
     return replace(done, notes=[*notes, *done.notes])
 
 
+def send_to_comfyui(where: ComfyUITarget, weights: LoraWeights) -> str:
+    """Send the weights to a server, in a form that it loads; returns the name by which it lists them.
+
+    Raises GeneratorError.
+    """
+    with open_comfyui_client() as http, tempfile.TemporaryDirectory(prefix="imprint-") as folder:
+        ready = _loadable(weights, Path(folder), [])
+        return install_lora(ComfyUIServer(where.url, http), ready.path, ready.file, folder=where.loras)
+
+
 def cancel_drawing(where: ComfyUITarget, key: str) -> bool:
     """Cancel what was drawn under this key; False if the server does not draw it now. Raises GeneratorError."""
     with open_comfyui_client() as http:

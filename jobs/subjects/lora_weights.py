@@ -10,6 +10,7 @@ from core.errors import LoraInvalid
 from jobs.services import Services
 from jobs.stages.stage_runner import work_dir
 from jobs.subjects import loras
+from jobs.subjects.loras import LoraView
 from training.lora import inspect as lora_inspect
 
 
@@ -51,7 +52,13 @@ def subject_weights(
     services: Services, owner_id: str, subject_id: str, base_model: str | None
 ) -> Iterator[LoraWeights]:
     """The newest ready LoRA of a subject, as a file that exists while the block runs. Raises LoraNotReady."""
-    found = loras.resolve(services, owner_id, subject_id, base_model)
+    with stored_weights(services, loras.resolve(services, owner_id, subject_id, base_model)) as weights:
+        yield weights
+
+
+@contextmanager
+def stored_weights(services: Services, found: LoraView) -> Iterator[LoraWeights]:
+    """A LoRA of the object store, as a file that exists while the block runs."""
     with work_dir(services, found.job_id) as folder:
         path = folder / found.file
         services.store.get_file(found.key, path)

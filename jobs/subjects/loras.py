@@ -6,7 +6,7 @@ from sqlmodel import col, select
 
 from core.clock import utcnow
 from core.errors import LoraNotReady
-from jobs import keys
+from jobs import keys, service
 from jobs.owners.unusable_names import normal_name
 from jobs.requests.envelope import subject_name
 from jobs.services import Services
@@ -49,7 +49,19 @@ def resolve(services: Services, owner_id: str, subject_id: str, base_model: str 
 
     Raises LoraNotReady, which says why there is none, and SpecInvalid for a name that no owner or subject can have.
     """
-    job, spec = _newest(services, normal_name(owner_id), subject_name(subject_id), base_model)
+    return _view(services, *_newest(services, normal_name(owner_id), subject_name(subject_id), base_model))
+
+
+def of_training(services: Services, job_id: str, owner_id: str | None = None) -> LoraView:
+    """The LoRA of one training. Raises NotFound as `service.get_job` does, LoraNotReady while it has none."""
+    with services.database.reading() as session:
+        job = service.get_job(session, job_id, owner_id)
+    if job.status != Status.READY or not job.lora_key:
+        raise _why_none(job, None)
+    return _view(services, job, spec_of(job))
+
+
+def _view(services: Services, job: Job, spec: TrainSpec) -> LoraView:
     key = str(job.lora_key)
     return LoraView(
         job_id=job.id,

@@ -74,15 +74,18 @@ def inspect(prefix: str = "") -> Fleet:
             waiting = {name: _waiting(connection, name) for name in names}
             replies = app.control.broadcast("imprint_trains", reply=True, timeout=_ANSWER_S, connection=connection)
     except (OperationalError, OSError) as error:
-        why = UNTRUSTED if "CERTIFICATE_VERIFY_FAILED" in str(error) else type(error).__name__
-        trouble = f"No broker answers ({why}), so local workers are unknown. Is a stack running?"
-        return Fleet([Trainer("local", name, "unknown") for name in names], [], trouble)
+        return Fleet([Trainer("local", name, "unknown") for name in names], [], _trouble(error))
     states = [WorkerState.parse(name, state) for reply in replies or [] for name, state in reply.items()]
     workers = [state for state in states if set(names) & set(state.queues)]
     return Fleet(
         [_queue(name, waiting[name], [state for state in workers if name in state.queues]) for name in names],
         sorted(workers, key=lambda state: state.worker),
     )
+
+
+def _trouble(error: Exception) -> str:
+    why = UNTRUSTED if "CERTIFICATE_VERIFY_FAILED" in str(error) else type(error).__name__
+    return f"No broker answers ({why}), so local workers are unknown. Is a stack running?"
 
 
 def _queue(name: str, waiting: int, workers: list[WorkerState]) -> Trainer:

@@ -18,6 +18,7 @@ from jobs import service
 from jobs.owners import tokens
 from jobs.services import Services
 from tests.site import ROOT, Site, site
+from tools.screenshots import World, make_world
 
 SHOTS = ROOT / "test-output" / "browser"
 CHROMIUM = os.environ.get("IMPRINT_TEST_CHROMIUM", "/usr/bin/chromium")
@@ -92,6 +93,15 @@ def browser() -> Iterator[Browser]:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, chromium_sandbox=False)
         yield started
         started.close()
+
+
+@pytest.fixture(scope="package")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Owners and trainings in every state, as `make screenshots` shows them. No worker runs."""
+    made = make_world(tmp_path_factory.mktemp("world"))
+    yield made
+    made.services.database.close()
+    made.services.decoder.close()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,18 +12,10 @@ from playwright.sync_api import Browser
 from starlette.routing import compile_path
 
 from tests.browser.conftest import DESKTOP, PHONE
-from tools.screenshots import World, make_world, pages, served, sign_in
+from tools.screenshots import World, pages, served, sign_in
 from web.app import create_app
 
 pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    made = make_world(tmp_path_factory.mktemp("world"))
-    yield made
-    made.services.database.close()
-    made.services.decoder.close()
 
 
 def shows_a_page(endpoint: Callable[..., Any]) -> bool:

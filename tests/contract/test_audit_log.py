@@ -57,6 +57,7 @@ _COMMANDS = {
 }  # fmt: skip
 _ENDS = {  # of the last parts of a path that is not a GET
     "/trainings/{id}/review": "job.reviewed", "/checkpoints/{step}/deliver": "checkpoint.delivered",
+    "/trainings/{id}/comfyui": "lora.sent",
     "/account/tokens": "token.created", "/account/tokens/{tokenId}/revoke": "token.revoked",
     "/train": "job.accepted", "/retry": "job.accepted", "/again": "job.accepted", "/completed": "job.accepted",
     "/trainings/{id}/cancel": "job.cancelled", "/drawings": "drawing.accepted", "/draw": "drawing.accepted",

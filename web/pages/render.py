@@ -17,7 +17,7 @@ from markupsafe import Markup
 from web.pages import texts
 from web.pages.messages import said
 from web.pages.texts import Texts, count, gettext, language, ngettext, number
-from web.pages.wording import label, sentence
+from web.pages.wording import browser, label, sentence
 
 _HERE = Path(__file__).parent.parent
 STATIC = _HERE / "static"
@@ -84,6 +84,7 @@ NOTICES = {
     "ended": "Signed out there.",
     "drawing": "Drawing started.",
     "undrawn": "Drawing cancelled.",
+    "sending": "The LoRA is sent to ComfyUI.",
     "delivered": "Downloads and drawings use this checkpoint now.",
     "deleting": "It will be deleted.",
     "undone": "The deletion is undone.",
@@ -198,7 +199,7 @@ def environment() -> Environment:
     )
     made.install_gettext_callables(gettext, ngettext, newstyle=True)  # type: ignore[attr-defined]
     made.filters |= {"seconds": seconds, "number": number, "at": at, "size": size, "segment": segment}
-    made.filters |= {"label": label, "sentence": sentence}
+    made.filters |= {"label": label, "sentence": sentence, "browser": browser}
     made.filters |= {"when": when, "signed": signed, "said": said}
     made.tests |= {"in_group": in_group}
     tables = {

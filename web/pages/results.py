@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 
 from core.errors import NotFound
 from jobs import previews, service
-from jobs.results import delivery, lora_files, model_card
+from jobs.results import delivery, in_comfyui, lora_files, model_card
 from jobs.view import JobView
 from training.lora.formats import FORMATS
 from web.auth import ServicesDep
@@ -37,6 +37,23 @@ def download(
 @router.get("/card")
 def card(services: ServicesDep, caller: PageReaderDep, job_id: TrainingId) -> Response:
     return card_response(*model_card.build(services, job_id, caller.owner_id))
+
+
+@router.get("/workflow")
+def workflow(services: ServicesDep, caller: PageReaderDep, job_id: TrainingId) -> Response:
+    """A workflow for ComfyUI with the LoRA in it."""
+    found = in_comfyui.workflow_of(services, job_id, caller.owner_id)
+    if found is None:
+        raise NotFound("there is no workflow for this base model")
+    name, nodes = found
+    return JSONResponse(nodes, headers={"Content-Disposition": f'attachment; filename="{name}"'})
+
+
+@router.post("/comfyui")
+def send_to_comfyui(services: ServicesDep, caller: PageTrainerDep, job_id: TrainingId) -> Response:
+    """Have a worker send the LoRA to the operator's ComfyUI."""
+    in_comfyui.ask(services, job_id, caller.owner_id)
+    return RedirectResponse(f"/trainings/{job_id}?notice=sending", 303)
 
 
 @router.post("/checkpoints/{step}/deliver")

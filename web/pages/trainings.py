@@ -10,13 +10,14 @@ from fastapi.responses import RedirectResponse
 
 from core.advice import ADVICE
 from core.errors import SpecInvalid
+from generation.comfyui.starter import has_starter
 from jobs import history, previews, remedies, service
 from jobs.admission.live import why_it_waits
 from jobs.captioning import review
 from jobs.deletion import requests
 from jobs.owners import accounts
 from jobs.requests.quotes import Quote
-from jobs.results import comparison, delivery, lora_files
+from jobs.results import comparison, delivery, in_comfyui, lora_files
 from jobs.services import Services
 from jobs.subjects import loras
 from jobs.view import JobView
@@ -69,6 +70,8 @@ def training(
         chart=loss_curve(losses_of(service.events(services, job_id, owner_id=owner_id))),
         samples=results.grid_of(view, previews.names(services, job_id, owner_id)),
         forms=lora_files.forms(view.spec.family) if view.lora else [],
+        has_workflow=has_starter(view.spec.family),
+        comfyui=in_comfyui.state_of(services, job_id) if view.lora else None,
         checkpoints=delivery.choices(services, job_id, owner_id),
         since=_since(services, job_id, owner_id),
         cancel_cost=service.cost_of_cancelling(services, job_id, owner_id) if active else 0,

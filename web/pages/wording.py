@@ -48,6 +48,18 @@ SENTENCES = (
     (r"List should have at least (\d+) items.*", r"must be at least \1"),
     (r"List should have at most (\d+) items.*", r"must be at most \1"),
 )
+# In what a browser calls itself, of which the first fits: the others claim to be those after them.
+_BROWSERS = {"Edg": "Edge", "OPR/": "Opera", "Firefox/": "Firefox", "Chrome/": "Chrome", "Safari/": "Safari"}
+_SYSTEMS = {
+    "iPhone": "iPhone", "iPad": "iPad", "Android": "Android", "Windows": "Windows", "Mac OS X": "macOS",
+    "CrOS": "ChromeOS", "Linux": "Linux",
+}  # fmt: skip
+
+
+def browser(agent: str) -> str:
+    """A browser and its system by what it calls itself, such as `Firefox · Windows`; as it is, if it is unknown."""
+    found = [next((name for mark, name in marks.items() if mark in agent), "") for marks in (_BROWSERS, _SYSTEMS)]
+    return " · ".join(filter(None, found)) or agent
 
 
 def label(name: str) -> str:

@@ -62,6 +62,8 @@ ROWS = [
     Row("GET", "/trainings/{id}/previews/{name}", "read", 404),
     Row("GET", "/trainings/{id}/download", "read", 409),
     Row("GET", "/trainings/{id}/card", "read", 409),
+    Row("GET", "/trainings/{id}/workflow", "read", 409),
+    Row("POST", "/trainings/{id}/comfyui", "train", 409),
     Row("GET", "/trainings/{id}/samples", "read", 404),
     Row("POST", "/trainings/{id}/checkpoints/{step}/deliver", "train", 404),
     Row("GET", "/trainings/{id}/compare", "read", 200),

@@ -2,24 +2,30 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from pydantic import SecretStr
 from sqlmodel import col
 
 from core.clock import utcnow
 from core.errors import IllegalMove, NotFound, SpecInvalid
+from generation.comfyui.nodes import NODES
+from generation.comfyui.patch import WorkflowLora
+from generation.comfyui.starter import Start, has_starter, starter_workflow
 from jobs import checkpoints, keys, service
 from jobs.deletion import retention
 from jobs.lifecycle import launches
 from jobs.owners import audit_log
-from jobs.results import delivery, lora_files, model_card
+from jobs.results import delivery, in_comfyui, lora_files, model_card
 from jobs.subjects import loras
 from storage.tables.jobs import Job, Status
 from tests.contract.web.conftest import Api
 from tests.contract.web.test_page_matrix import HERE, a_drawing
 from tests.lora_layouts import written
+from tests.servers.fake_comfyui import fake_comfyui
 from training.families.registry import FAMILIES
 from training.lora import inspect
 from web.pages.session import COOKIE
@@ -211,3 +217,54 @@ def test_a_drawing_is_still_possible_with_a_delivered_checkpoint(api: Api) -> No
     keep(api, job_id, 4)
     delivery.deliver(api.services, job_id, 4)
     assert a_drawing(api, job_id).startswith("draw_")
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_workflow_has_the_lora_in_it_and_comfyui_accepts_it(family: str) -> None:
+    start, lora = Start("a photo of sks rex", 512, 20, 4.0), WorkflowLora("rex.safetensors", "sks rex")
+    made = starter_workflow(family, family, start, lora)
+    assert (made is not None) == has_starter(family)
+    if made is None:
+        return
+    loaders = [one["inputs"] for one in made.values() if one["class_type"].startswith("LoraLoader")]
+    assert [one["lora_name"] for one in loaders] == ["rex.safetensors"]
+    assert made["6"]["inputs"]["text"] == start.prompt
+    for node in made.values():  # every input that ComfyUI's node has, and no other
+        known = NODES[node["class_type"]]
+        assert set(known.inputs) <= set(node["inputs"]) <= {*known.inputs, *known.optional}
+
+
+def test_the_lora_is_sent_to_the_operators_comfyui_and_the_workflow_names_it(lone_api: Api, tmp_path: Path) -> None:
+    job_id = ready(lone_api, triggerWord="sks rex", baseModel="sd15")
+    signed_in = cookie_of(lone_api)
+
+    def page() -> str:
+        return lone_api.call("GET", f"/trainings/{job_id}", headers=signed_in).text
+
+    def lora_of_workflow() -> str:
+        answer = lone_api.call("GET", f"/trainings/{job_id}/workflow", headers=signed_in)
+        assert answer.headers["content-disposition"].endswith('-workflow.json"')
+        [found] = [one["inputs"]["lora_name"] for one in answer.json().values() if "lora_name" in one["inputs"]]
+        return str(found)
+
+    assert "send-to-comfyui" not in page()
+    assert lora_of_workflow() == lora_files.find(lone_api.services, job_id).name
+    assert lone_api.call("POST", f"/trainings/{job_id}/comfyui", headers=signed_in).status_code == 409
+    settings = lone_api.services.settings
+    with fake_comfyui(tmp_path / "comfyui") as server:
+        place = {"comfyui_url": SecretStr(server.url), "comfyui_loras": tmp_path / "not there"}
+        object.__setattr__(lone_api.services, "settings", settings.model_copy(update=place))
+        assert 'id="send-to-comfyui">' in page()
+        assert lone_api.call("POST", f"/trainings/{job_id}/comfyui", headers=signed_in).status_code == 303
+        assert 'id="comfyui" data-poll' in page()
+        in_comfyui.deliver(lone_api.services, job_id)
+        assert "ComfyUI did not take the file" in page()
+        place["comfyui_loras"] = server.loras
+        object.__setattr__(lone_api.services, "settings", settings.model_copy(update=place))
+        lone_api.call("POST", f"/trainings/{job_id}/comfyui", headers=signed_in)
+        for _ in range(2):  # a message that came twice
+            in_comfyui.deliver(lone_api.services, job_id)
+        assert (server.loras / f"{job_id}.safetensors").read_bytes() == written("sd15", "kohya")
+    assert "In ComfyUI" in page()
+    assert lora_of_workflow() == f"{job_id}.safetensors"
+    object.__setattr__(lone_api.services, "settings", settings)

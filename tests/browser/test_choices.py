@@ -1,0 +1,117 @@
+"""What owners and operators change in a browser: a deletion is undone, limits and a name, the language."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from jobs.owners import accounts, limits
+from jobs.subjects import subject_pictures
+from tests.browser.conftest import WAIT_MS
+from tools.screenshots import OWNER, PICTURES, World, pages, served, sign_in
+from web.pages import texts
+
+pytestmark = pytest.mark.timeout(900)
+expect.set_options(timeout=WAIT_MS)
+
+PICTURE = sorted(PICTURES.glob("*.png"))[0]
+
+
+@pytest.fixture(scope="module")
+def base(world: World) -> Iterator[str]:
+    with served(world) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser: Browser, base: str) -> Iterator[Page]:
+    context = browser.new_context(base_url=base, locale="en")
+    context.set_default_timeout(WAIT_MS)
+    yield context.new_page()
+    context.close()
+
+
+def test_a_deletion_is_undone(world: World, page: Page) -> None:
+    """Of a picture, right where it was removed; of a subject, on its page, also after a reload."""
+    picture = subject_pictures.add(world.services, OWNER, "vase", PICTURE.read_bytes())
+    sign_in(page, world.owner_token)
+    page.goto("/subjects/vase")
+    first = page.locator(".picture").first
+    first.locator("summary").click()
+    first.get_by_role("button", name="Remove").click()
+    expect(page.locator("#notice")).to_contain_text("Picture removed.")
+    expect(page.locator(".picture")).to_have_count(0)
+    page.get_by_role("button", name="Undo", exact=True).click()
+    expect(page.locator(".picture")).to_have_count(1)
+
+    page.locator("#delete-open").click()
+    page.get_by_role("button", name="Delete the subject").click()
+    expect(page.locator("#deletion")).to_contain_text("This is deleted at")
+    page.reload()
+    page.get_by_role("button", name="Undo the deletion").click()
+    expect(page.locator("#deletion .note")).to_have_count(0)
+    assert [one.id for one in subject_pictures.list_pictures(world.services, OWNER, "vase")] == [picture]
+
+
+def test_operators_change_limits_and_the_name_of_an_owner(world: World, page: Page) -> None:
+    accounts.grant(world.services, "old name", 100, key="welcome")
+    subject_pictures.add(world.services, "old name", "vase", PICTURE.read_bytes())
+    sign_in(page, world.operator_token)
+    page.goto("/operators/owners/old%20name")
+    field = page.get_by_role("textbox", name="Stored pictures")
+    field.fill("many")
+    page.get_by_role("button", name="Save the limits").click()
+    expect(page.locator("#main")).to_contain_text("must be a whole number")
+    page.goto("/operators/owners/old%20name")
+    field.fill("3")
+    page.get_by_role("button", name="Save the limits").click()
+    expect(page.locator("#notice")).to_have_text("Limits saved.")
+    expect(field).to_have_value("3")
+    assert limits.own_limits(world.services, "old name") == {"pictures": 3}
+
+    page.locator("#rename-open").click()
+    page.get_by_label("New name").fill("new name")
+    page.get_by_role("button", name="Rename").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("new name")
+    expect(page.locator("#notice")).to_contain_text("The owner is renamed.")
+    expect(field).to_have_value("3")
+    expect(page.locator("#log-title + *, #log-title ~ *").first).to_contain_text("owner.renamed")
+    assert len(subject_pictures.list_pictures(world.services, "new name", "vase")) == 1
+
+
+def english(language: str) -> set[str]:
+    """The fixed parts of our English texts that are no part of a translation."""
+    entries = texts.catalogue(language).entries
+    translated = "\n".join(form for forms in entries.values() for form in forms)
+    parts = {
+        part.strip(" .,;:()")
+        for key in entries
+        for text in key
+        for part in re.split(r"%\(\w+\)s|\{\w+\}|<[^>]+>|\\\d", text)
+    }
+    return {part for part in parts if len(part) > 9 and " " in part and part not in translated}
+
+
+def test_the_language_is_switched_and_nothing_of_ours_stays_english(world: World, page: Page) -> None:
+    sign_in(page, world.owner_token)
+    for code, title in (("de", "Konto"), ("zh", "账户"), ("en", "Account")):
+        page.goto("/account")
+        page.locator("#language").select_option(code)
+        page.locator("#set-language").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text(title)
+        assert page.evaluate("document.documentElement.lang") == code
+        if code == "en":
+            continue
+        sentences = english(code)
+        assert len(sentences) > 400
+        found = []
+        for name, address in pages(world)[world.owner_token].items():
+            page.goto(address)
+            shown = page.evaluate(
+                """() => [document.title, document.body.textContent, ...[...document.querySelectorAll("*")].flatMap(
+                    (one) => ["aria-label", "placeholder", "title", "alt"].map((name) => one.getAttribute(name) ?? ""),
+                )].join("\\n")"""
+            )
+            found += [f"{name} ({code}): {one}" for one in sentences if one in re.sub(r"\s+", " ", shown)]
+        assert found == []
