@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 
 from core.errors import ImageInvalid, ImageRefused, ImageUnreachable, MaskInvalid, NotFound, StoreUnavailable
 from core.outbound.download_budget import Requester
@@ -17,7 +17,7 @@ from jobs.stages.intake import preparation
 from storage.picture_report import StoredReport
 from storage.tables.jobs import Job, JobPicture
 from storage.tables.pictures import PreparedPicture, StoredPicture
-from training.data.pictures import BAD_FAULTS
+from training.data.pictures import BAD_FAULTS, PictureReport
 from training.spec import TrainSpec
 
 
@@ -85,6 +85,8 @@ def convert(
 
     If the file or its mask cannot be read, the row's report says why.
     """
+    with services.database.reading() as session:
+        known = _measured(session, sha256)
     recipe = preparation(spec, hashlib.sha256(mask).hexdigest() if mask is not None else None, crop)
     try:
         made = services.decoder.prepare(
@@ -94,6 +96,7 @@ def convert(
             masked=spec.objective.masked,
             mask=mask,
             crop=crop,
+            known=known,
             owner_id=owner_id,
         )
     except ImageInvalid as error:
@@ -111,3 +114,15 @@ def convert(
         height=made.height,
         report=StoredReport(**asdict(made.report), bad=[fault for fault in made.report.faults if fault in BAD_FAULTS]),
     )
+
+
+def _measured(session: Session, sha256: str) -> PictureReport | None:
+    """What was measured of a file when it was prepared for another recipe."""
+    rows = select(PreparedPicture.report).where(
+        PreparedPicture.source_sha256 == sha256, col(PreparedPicture.sha256).is_not(None)
+    )
+    report = session.exec(rows.limit(1)).first()
+    return PictureReport(**report.model_dump(include=_MEASURED)) if report else None
+
+
+_MEASURED = {field.name for field in fields(PictureReport)}

@@ -1,14 +1,16 @@
-"""The verdicts of some pictures of a subject are those that the whole list has."""
+"""Pictures of a subject: verdicts of some are those that the whole list has; a file is measured once."""
 
 from random import Random
 
 import pytest
+from sqlmodel import select
 
 from jobs.services import Services
-from jobs.stages import intake
+from jobs.stages import intake, picture_source
 from jobs.subjects import subject_pictures
 from storage.picture_report import StoredReport
-from storage.tables.pictures import StoredPicture
+from storage.tables.pictures import PreparedPicture, StoredPicture
+from tests.unit.drawings import drawing, encoded
 
 
 @pytest.fixture
@@ -40,3 +42,16 @@ def test_some_pictures_have_the_verdicts_of_the_whole_list(services: Services, p
         assert sorted(view.id for view in found) == sorted(some)
         assert [everything[view.id] for view in found] == found
     assert subject_pictures.get_all(services, "bob", "dog", pictures) == []
+
+
+def test_a_file_that_was_checked_is_not_measured_again_at_another_size(services: Services) -> None:
+    data = encoded(drawing(1, 96))
+    subject_pictures.add(services, "ada", "dog", data)
+    with services.database.writing() as session:
+        checked = session.exec(select(PreparedPicture)).one()
+        assert "too_small" in (checked.report.bad or [])
+        checked.report = checked.report.model_copy(update={"sharpness": 12.5})  # tells that it was not measured again
+        sha256 = checked.source_sha256
+    spec = subject_pictures.preview_spec(None).model_copy(update={"resolution": 64})
+    made = picture_source.convert(services, data, sha256, spec, "ada")
+    assert (made.width, made.height, made.report.sharpness, made.report.bad) == (64, 64, 12.5, [])

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,10 @@ def test_it_prepares_what_the_library_prepares(decoder: Decoder) -> None:
                 == pictures.prepare(data, resolution=128, aspect_buckets=buckets).report
             )
     assert pictures.prepare(data, resolution=128, report_only=True).png == b""
+    known = replace(pictures.prepare(data, resolution=128).report, sharpness=12.5)
+    made = decoder.prepare(data, resolution=64, known=known)
+    assert made == pictures.prepare(data, resolution=64, known=known)
+    assert made.report.sharpness == 12.5, "it was not measured again"
     assert len(decoder._idle) == 1
 
 

@@ -3,6 +3,7 @@
 import io
 import random
 import zlib
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -130,6 +131,25 @@ def test_light_art_on_transparency_lies_over_black() -> None:
     outlined = art.copy()
     outlined.paste((0, 0, 0, 255), (20, 20, 80, 22))
     assert pixel(encoded(outlined), (2, 2)) == (255, 255, 255)
+
+
+def test_a_file_is_measured_once_for_all_sizes_shapes_and_crops() -> None:
+    art = Image.new("RGBA", (300, 200), (255, 255, 255, 0))
+    art.paste((255, 255, 255, 255), (20, 20, 80, 80))
+    profile = Image.Exif()
+    profile[0x0112] = 6
+    files = (
+        encoded(art), encoded(quarters(), "JPEG", exif=profile), encoded(quarters(300, 200).convert("CMYK"), "JPEG"),
+    )  # fmt: skip
+    for data in files:
+        first = prepare(data, resolution=64, crop=(0, 0, 0.2, 0.2)).report
+        marked = replace(first, sharpness=12.5)  # tells what was measured before
+        for recipe in ({"resolution": 128}, {"resolution": 256, "aspect_buckets": True}, {"resolution": 64}):
+            fresh, made = prepare(data, **recipe), prepare(data, known=marked, **recipe)  # type: ignore[arg-type]
+            assert made.png == fresh.png
+            assert made.report == replace(fresh.report, sharpness=12.5)
+    assert "too_small" in first.faults, "which is so at one size only"
+    assert "too_small" not in made.report.faults
 
 
 def test_of_several_frames_or_pages_the_first_is_used() -> None:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from tests.unit.drawings import PHOTOS, drawing, encoded, photographs, photos
 from training.data.pictures import prepare
-from training.data.quality import BAD_FAULTS, FAULTS, PictureReport, assess, near_duplicates
+from training.data.quality import BAD_FAULTS, FAULTS, PictureReport, measure, near_duplicates
 
 UNREADABLE = PictureReport(0, 0, "", 0.0, 0.0, "", ("unreadable",), ("the file is empty",))
 
@@ -137,7 +137,7 @@ def test_the_hash_tells_apart_what_it_should() -> None:
     """Distances well away from the thresholds, so that a change of Pillow's resizing does not tip them."""
     shares = []
     for a, b in combinations((drawing(seed) for seed in range(10)), 2):
-        one, two = (int(assess(i.convert("L"), i, 1, 1, "", 1, ()).dhash, 16) for i in (a, b))
+        one, two = (int(measure(i.convert("L"), 1, 1, "").dhash, 16) for i in (a, b))
         shares.append((one ^ two).bit_count() / (one | two).bit_count())
     assert min(shares) > 0.3
 

@@ -19,7 +19,7 @@ from core.errors import ImageInvalid
 from training.data import file_kinds
 from training.data.decoding.colour import DECODE_FAULTS, flatten, over, resizable
 from training.data.framing import WHOLE, Crop, Frame, View, buckets, view_of
-from training.data.quality import BAD_FAULTS, FAULTS, WHITE, PictureReport, assess, near_duplicates
+from training.data.quality import BAD_FAULTS, FAULTS, WHITE, PictureReport, measure, near_duplicates
 
 __all__ = ["BAD_FAULTS", "FAULTS", "PictureReport", "PreparedImage", "buckets", "near_duplicates", "prepare"]
 
@@ -35,6 +35,8 @@ _MAX_JPEG_SCANS = 100
 
 # A JPEG is not decoded to a shorter side than this: the report needs 256 pixels, shrunk a little.
 _DRAFT_SIDE = 384
+
+_OVER_BLACK = "put over black: what shows is nearly white"  # a note
 
 # DNGVersion and CFAPattern: a TIFF with these is a camera's raw file, of which Pillow reads only the thumbnail.
 _RAW_TAGS = {50706, 33422}
@@ -60,6 +62,7 @@ def prepare(
     crop: Sequence[float] | None = None,
     whole: bool = False,
     report_only: bool = False,
+    known: PictureReport | None = None,
     max_pixels: int = 50_000_000,
     max_bytes: int = 20_000_000,
 ) -> PreparedImage:
@@ -71,7 +74,8 @@ def prepare(
     transparency keeps its alpha channel as the mask of the loss; its colours are still blended. Pictures with faults
     are prepared too: to leave them out, compare `report.faults` with BAD_FAULTS. With `whole` nothing is cropped, and
     `resolution` is the most pixels of the longer side: for people, not for training. With `report_only`, `png` is
-    empty: to write it takes half of the time.
+    empty: to write it takes half of the time. `known` is the file's report at another size, shape or crop: what these
+    do not change is not measured again, and the picture is the same.
 
     A picture with transparency is blended over white, or over black if all that shows is nearly white. Of several
     frames or pages the first is used.
@@ -89,17 +93,21 @@ def prepare(
     if orientation in _SIDEWAYS:
         width, height = height, width
     image = _oriented(image, orientation)
-    seen, background = _seen(image, notes)
+    if known is None:
+        grey, is_over_black = _seen(image)
+        known = measure(grey, width, height, format_)
+    else:
+        is_over_black = _OVER_BLACK in known.notes
+    notes += [_OVER_BLACK] if is_over_black else []
     frame = Frame(resolution, aspect_buckets)
     view = _whole(image, resolution) if whole else view_of(image.width, image.height, frame, part)
     small = _fit(image, view)
-    picture = flatten(small, image, background, notes)
+    picture = flatten(small, image, _background(is_over_black), notes)
     if masked and small.mode == "RGBA":
         picture.putalpha(small.getchannel("A"))
     png = b"" if report_only else _png(picture)
     enlargement = view_of(width, height, frame, part).enlargement
-    report = assess(seen, picture, width, height, format_, enlargement, tuple(notes))
-    return PreparedImage(png, *picture.size, sha256(png).hexdigest(), report)
+    return PreparedImage(png, *picture.size, sha256(png).hexdigest(), known.at(picture, enlargement, notes))
 
 
 def _png(picture: Image.Image) -> bytes:
@@ -241,8 +249,8 @@ def _fit(image: Image.Image, view: View) -> Image.Image:
     return resizable(image).resize((view.width, view.height), Image.Resampling.LANCZOS, box=view.box, reducing_gap=3.0)
 
 
-def _seen(image: Image.Image, notes: list[str]) -> tuple[Image.Image, str]:
-    """The whole picture in grey for the report, and the colour behind its transparent parts.
+def _seen(image: Image.Image) -> tuple[Image.Image, bool]:
+    """The whole picture in grey for the report, and whether black goes behind its transparent parts instead of white.
 
     At most 256 pixels on the shorter and 1024 on the longer side. The colour profile is ignored: it changes no result,
     and applying it takes as long as everything else.
@@ -253,10 +261,12 @@ def _seen(image: Image.Image, notes: list[str]) -> tuple[Image.Image, str]:
     scale = min(1.0, 256 / min(image.size), 1024 / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     whole = whole.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    background = "white"
+    is_over_black = False
     if whole.mode == "RGBA":
         levels = np.asarray(whole.convert("RGB").convert("L"))[np.asarray(whole.getchannel("A")) >= 128]
-        if levels.size and np.percentile(levels, 1) >= WHITE:
-            background = "black"
-            notes.append("put over black: what shows is nearly white")
-    return over(background, whole).convert("L"), background
+        is_over_black = bool(levels.size and np.percentile(levels, 1) >= WHITE)
+    return over(_background(is_over_black), whole).convert("L"), is_over_black
+
+
+def _background(is_black: bool) -> str:
+    return "black" if is_black else "white"

@@ -5,7 +5,7 @@ drawings), each also blurred, re-encoded, resized and brightened. The comment at
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -72,6 +72,15 @@ class PictureReport:
         """The faults for which the picture is left out."""
         return [fault for fault in self.faults if fault in BAD_FAULTS]
 
+    def at(self, prepared: Image.Image, enlargement: float, notes: Iterable[str]) -> "PictureReport":
+        """The report where `prepared` is trained, RGB or RGBA, enlarged so much: all else that was measured holds."""
+        return replace(
+            self,
+            faults=tuple(faults_at(self.faults, enlargement)),
+            notes=tuple(notes),
+            colours=prepared.convert("RGB").resize((4, 4), Image.Resampling.BOX).tobytes().hex(),
+        )
+
 
 class Fingerprint(Protocol):
     """What tells near-duplicates; see PictureReport. Both are empty for a picture that could not be decoded."""
@@ -83,19 +92,10 @@ class Fingerprint(Protocol):
     def colours(self) -> str: ...
 
 
-def assess(
-    grey: Image.Image,
-    prepared: Image.Image,
-    width: int,
-    height: int,
-    format_: str,
-    enlargement: float,
-    notes: tuple[str, ...],
-) -> PictureReport:
-    """The report for a picture of `width` × `height`.
+def measure(grey: Image.Image, width: int, height: int, format_: str) -> PictureReport:
+    """What of the report of a picture of `width` × `height` does not depend on its training; `at` has the rest.
 
-    `grey` is the whole picture, shrunk to about 256 pixels; `prepared` is the RGB picture that is trained, and
-    `enlargement` how much it was enlarged.
+    `grey` is the whole picture, shrunk to about 256 pixels.
     """
     levels = np.asarray(grey, dtype=np.float32)
     sharpness = _sharpness(levels)
@@ -103,7 +103,6 @@ def assess(
     faults = [
         fault
         for fault, is_so in (
-            ("too_small", is_too_small(enlargement)),
             ("blurred", sharpness < _BLURRED),
             ("noise", abs(_correlation(levels)) < _NOISE),
             ("over_exposed", dark >= WHITE),
@@ -119,8 +118,6 @@ def assess(
         brightness=round(float(levels.mean()), 2),
         dhash=_dhash(grey),
         faults=tuple(faults),
-        notes=notes,
-        colours=prepared.convert("RGB").resize((4, 4), Image.Resampling.BOX).tobytes().hex(),
     )
 
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -107,6 +108,7 @@ class Decoder:
         mask: bytes | None = None,
         crop: Sequence[float] | None = None,
         whole: bool = False,
+        known: PictureReport | None = None,
         owner_id: str = "",
     ) -> PreparedImage:
         """Like `training.data.pictures.prepare`; with `masked`, the file `mask` replaces the alpha channel.
@@ -121,8 +123,9 @@ class Decoder:
         }
         asked |= {"crop": list(crop)} if crop else {}
         asked |= {"whole": True} if whole else {}
+        of_picture = {"known": asdict(known)} if known else {}
         with self._turns.hold(owner_id):
-            made = self._decoded(asked, data)
+            made = self._decoded(asked | of_picture, data)
             if not masked or mask is None:
                 return made
             try:

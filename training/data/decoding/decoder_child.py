@@ -20,7 +20,7 @@ from PIL import AvifImagePlugin, Image, ImageCms
 from core.errors import ImageInvalid
 from training.data.decoding import decoder_protocol
 from training.data.decoding.confinement import confine, limit_time
-from training.data.pictures import FORMATS, prepare
+from training.data.pictures import FORMATS, PictureReport, prepare
 
 # A HEIC picture of 64 x 64 pixels to load the codec with: the plugin cannot write one.
 _HEIC = base64.b64decode(
@@ -50,6 +50,8 @@ def main(max_pixels: int, max_bytes: int, memory_bytes: int, cpu_s: float, wall_
         except decoder_protocol.ProtocolError:
             return
         limit_time(cpu_s, wall_s)
+        if known := asked.get("known"):
+            asked["known"] = PictureReport(**known)
         try:
             made = prepare(bytes(data), max_pixels=max_pixels, max_bytes=max_bytes, **asked)
         except ImageInvalid as error:
