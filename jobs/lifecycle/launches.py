@@ -12,13 +12,18 @@ from notifications import outbox
 from storage.tables.jobs import Job, JobEvent
 
 
+_LOCKED = "jobs locked for their events"
+
+
 def record_event(session: Session, job_id: str, kind: str, **data: Any) -> None:
     """Append an event to a job.
 
     The job's row is locked, so that its events become visible in the order of their numbers: a reader that continues
     after the last event it has seen misses none. On SQLite, writing transactions run one at a time anyway.
     """
-    if session.get_bind().dialect.name == "postgresql":
+    locked: set[str] = session.info.setdefault(_LOCKED, set())  # until the end of the session's one transaction
+    if job_id not in locked and session.get_bind().dialect.name == "postgresql":
+        locked.add(job_id)
         session.connection().execute(
             sa.select(col(Job.id)).where(col(Job.id) == job_id).with_for_update(key_share=True)
         )

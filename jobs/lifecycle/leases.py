@@ -4,7 +4,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -156,8 +156,10 @@ class Renewable(Protocol):
 class HeldLease:
     """A lease that is being renewed; `lost` is set once another worker has claimed it, or its time is over."""
 
-    def __init__(self, lease: Renewable, limit_s: float = math.inf) -> None:
-        self.lease, self.limit_s = lease, limit_s
+    def __init__(
+        self, lease: Renewable, limit_s: float = math.inf, hand_over: Callable[[str], None] | None = None
+    ) -> None:
+        self.lease, self.limit_s, self.hand_over = lease, limit_s, hand_over
         self.until = time.monotonic() + limit_s
         self.lost = threading.Event()
         self.renewing = threading.Lock()
@@ -178,9 +180,14 @@ class LeaseKeeper:
         self._is_away = False  # whether the database could not be used in the last round
 
     @contextmanager
-    def keeping(self, lease: Renewable, limit_s: float = math.inf) -> Iterator[HeldLease]:
-        """Keep `lease` alive inside the block, for at most `limit_s` seconds."""
-        held = HeldLease(lease, limit_s)
+    def keeping(
+        self, lease: Renewable, limit_s: float = math.inf, hand_over: Callable[[str], None] | None = None
+    ) -> Iterator[HeldLease]:
+        """Keep `lease` alive inside the block, for at most `limit_s` seconds.
+
+        hand_over: gives the lease back for a reason, so that another worker continues (`hand_over_all`).
+        """
+        held = HeldLease(lease, limit_s, hand_over)
         with self._lock:
             self._all_held.add(held)
             if self._thread is None:
@@ -191,6 +198,25 @@ class LeaseKeeper:
             # Wait for a renewal in progress: it must not take the lease again after the step has given it back.
             with held.renewing:
                 self._forget(held)
+
+    def hand_over_all(self, reason: str) -> None:
+        """Hand over whatever this process still works on: its machine vanishes before these steps can end.
+
+        A step may be loading a base model, or be in the middle of a long step, which nothing can interrupt. Another
+        worker continues from the last checkpoint; what this one still writes is refused once that has claimed the job.
+        """
+        with self._lock:
+            all_held = list(self._all_held)
+        for held in all_held:
+            with held.renewing:
+                if held.hand_over is None or held not in self._all_held:
+                    continue
+                held.lost.set()
+                self._forget(held)
+                try:
+                    held.hand_over(reason)
+                except Exception:  # of one of them: the others have little time
+                    log.exception("the %s of %s is not handed over", held.lease.stage, held.lease.job_id)
 
     def _run(self) -> None:
         pause = threading.Event()

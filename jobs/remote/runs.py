@@ -48,6 +48,8 @@ def newest(session: Session, job_id: str) -> RemoteRun | None:
 
 def newest_of(session: Session, job_ids: Sequence[str]) -> dict[str, RemoteRun]:
     """The newest run of each of these jobs that has one."""
+    if not job_ids:
+        return {}
     query = select(RemoteRun).where(col(RemoteRun.job_id).in_(job_ids)).order_by(col(RemoteRun.attempt))
     return {run.job_id: run for run in session.exec(query)}
 

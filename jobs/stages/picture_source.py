@@ -118,11 +118,11 @@ def convert(
 
 def _measured(session: Session, sha256: str) -> PictureReport | None:
     """What was measured of a file when it was prepared for another recipe."""
-    rows = select(PreparedPicture.report).where(
+    rows = select(PreparedPicture).where(
         PreparedPicture.source_sha256 == sha256, col(PreparedPicture.sha256).is_not(None)
     )
-    report = session.exec(rows.limit(1)).first()
-    return PictureReport(**report.model_dump(include=_MEASURED)) if report else None
+    found = session.exec(rows.limit(1)).first()
+    return PictureReport(**found.report.model_dump(include=_MEASURED)) if found else None
 
 
 _MEASURED = {field.name for field in fields(PictureReport)}

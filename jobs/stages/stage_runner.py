@@ -106,14 +106,20 @@ def holding_lease(services: Services, lease: Lease, limit_s: float | None = None
 
     limit_s: how long at most; None: `stage_timeout_s`.
     """
+
+    def hand_over(reason: str) -> None:
+        with suppress(LeaseLost), services.database.writing() as session:
+            retries.hand_over(session, lease, services.settings, reason)
+
+    held = None
     with stage_context(lease.job_id, lease.stage), timed_stage(lease.stage):
         try:
-            with services.lease_keeper.keeping(lease, limit_s or services.settings.stage_timeout_s) as held:
+            limit_s = limit_s or services.settings.stage_timeout_s
+            with services.lease_keeper.keeping(lease, limit_s, hand_over) as held:
                 yield held
         except HandOver as stop:
-            with suppress(LeaseLost), services.database.writing() as session:
-                reason = str(stop) or "this worker was asked to stop"
-                retries.hand_over(session, lease, services.settings, reason)
+            if held is not None and not held.lost.is_set():
+                hand_over(str(stop) or "this worker was asked to stop")
             raise NothingToDo(str(stop)) from stop
         except Stop as stop:
             log.info("this worker stops work on the stage: %s", stop)
