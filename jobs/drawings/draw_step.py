@@ -183,13 +183,19 @@ class DrawingControl:
 @contextmanager
 def _holding(services: Services, lease: DrawingLease, limit_s: float) -> Iterator[HeldLease]:
     """Keep the lease while the block runs; turn an error into the right transition of the drawing."""
+
+    def hand_over(_reason: str) -> None:
+        with suppress(LeaseLost), services.database.writing() as session:
+            transitions.hand_over(session, lease, services.settings)
+
+    held = None
     with stage_context(lease.job_id, lease.stage), _timed(lease):
         try:
-            with services.lease_keeper.keeping(lease, limit_s) as held:
+            with services.lease_keeper.keeping(lease, limit_s, hand_over) as held:
                 yield held
         except HandOver as stop:
-            with suppress(LeaseLost), services.database.writing() as session:
-                transitions.hand_over(session, lease, services.settings)
+            if held is not None and not held.lost.is_set():
+                hand_over(str(stop))
             raise NothingToDo(str(stop)) from stop
         except Stop as stop:
             _drop_orphans(services, lease.job_id)

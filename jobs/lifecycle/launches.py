@@ -11,7 +11,6 @@ from core.settings import Settings
 from notifications import outbox
 from storage.tables.jobs import Job, JobEvent
 
-
 _LOCKED = "jobs locked for their events"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from core.clock import utcnow
 from core.errors import SpecInvalid
@@ -63,15 +63,21 @@ class Person:
 def sign_in(services: Services, person: Person) -> Token:
     """The token of a person, with the scopes of the role that the person has now.
 
-    It has no secret that opens the HTTP API. Raises SpecInvalid for a person without a role and without an owner.
+    It has no secret that opens the HTTP API. Raises SpecInvalid for a person without a role and without an owner, whose
+    earlier sessions then end.
     """
     settings = services.settings
-    role, owner_id = _role_of(settings, person)
     key = hashlib.sha256(f"{person.issuer} {person.subject}".encode()).hexdigest()
+    try:
+        role, owner_id = _role_of(settings, person)
+    except SpecInvalid:
+        with services.database.writing() as session:
+            if (row := _known(session, key)) is not None:
+                row.revoked_at = utcnow()
+                audit_log.record(session, "token.revoked", owner_id=row.owner_id, token_id=row.id)
+        raise
     with services.database.writing() as session:
-        lock_name(session, f"person {key}")
-        known = select(ApiToken).where(ApiToken.person == key, col(ApiToken.revoked_at).is_(None))
-        row = session.exec(known).first()
+        row = _known(session, key)
         if row is not None and row.owner_id != owner_id:  # what was started for the other owner stays with it
             row.revoked_at = utcnow()
             session.add(row)
@@ -86,6 +92,13 @@ def sign_in(services: Services, person: Person) -> Token:
         session.add(row)
         audit_log.record(session, "person.signed_in", owner_id=owner_id, token_id=row.id, role=role)
     return tokens.token_of(row)
+
+
+def _known(session: Session, key: str) -> ApiToken | None:
+    """The token of a person's sessions, locked."""
+    lock_name(session, f"person {key}")
+    known = select(ApiToken).where(ApiToken.person == key, col(ApiToken.revoked_at).is_(None))
+    return session.exec(known).first()
 
 
 def _role_of(settings: Settings, person: Person) -> tuple[str, str | None]:

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 Cloud = Literal["aws", "gcp"]
 _EVERY_S = 2.0
+# Of the time between the notice and the end, so many seconds are for steps that end by themselves.
+_PATIENCE_S: Mapping[Cloud, float] = {"aws": 100.0, "gcp": 20.0}
 _TIMEOUT_S = 2.0
 _TOKEN_S = 6 * 3600
 
@@ -27,6 +29,7 @@ class SpotNotice:
     """Asks the metadata server of a cloud whether this machine will be taken away."""
 
     def __init__(self, cloud: Cloud, environment: Mapping[str, str] = os.environ) -> None:
+        self._patience_s = _PATIENCE_S[cloud]
         self._ask = {"aws": self._ask_aws, "gcp": self._ask_gcp}[cloud]
         self._aws = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254").rstrip("/")
         self._gcp = f"http://{environment.get('GCE_METADATA_HOST', 'metadata.google.internal')}"
@@ -34,9 +37,12 @@ class SpotNotice:
         self._client = httpx2.Client(timeout=_TIMEOUT_S, trust_env=False)
         self._is_silent = False
 
-    def watch(self, leave: Callable[[str], None]) -> None:
-        """Ask from a thread until the notice comes, and then call `leave` with what the cloud said."""
-        essential.start("spot notice", lambda: self._watch(leave), may_return=True)
+    def watch(self, leave: Callable[[str], None], hand_over: Callable[[str], None]) -> None:
+        """Ask from a thread until the notice comes, and then call `leave` with what the cloud said.
+
+        If this process still runs shortly before the machine vanishes, `hand_over` is called with the same.
+        """
+        essential.start("spot notice", lambda: self._watch(leave, hand_over), may_return=True)
 
     def get(self) -> str:
         """What the cloud says of the end of this machine; empty as long as it says nothing, or does not answer."""
@@ -50,11 +56,14 @@ class SpotNotice:
         self._is_silent = False
         return found
 
-    def _watch(self, leave: Callable[[str], None]) -> None:
+    def _watch(self, leave: Callable[[str], None], hand_over: Callable[[str], None]) -> None:
         pause = threading.Event()
         while not (notice := self.get()):
             pause.wait(_EVERY_S)
-        leave(f"the cloud takes this machine away: {notice}")
+        reason = f"the cloud takes this machine away: {notice}"
+        leave(reason)
+        pause.wait(self._patience_s)
+        hand_over(reason)
 
     def _ask_aws(self) -> str:
         if not self._token:

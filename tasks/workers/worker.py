@@ -214,7 +214,7 @@ def _keep_encodings_clean(**_: Any) -> None:
 @worker_ready.connect
 def _watch_for_the_end(**_: Any) -> None:
     if (cloud := settings().spot_notice) is not None:
-        SpotNotice(cloud).watch(_end)
+        SpotNotice(cloud).watch(_end, services().lease_keeper.hand_over_all)
 
 
 @worker_ready.connect

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from core.errors import LeaseLost
+from core.errors import HandOver, LeaseLost
 from core.telemetry import metrics
 from core.telemetry.metrics import Measure
 from jobs.lifecycle.leases import LeaseKeeper, claim_stage
 from jobs.services import Services
 from jobs.stages.stage_runner import NothingToDo, claim, holding_lease
 from storage.tables.jobs import Stage
-from tests.contract.jobs import put_at
+from tests.contract.jobs import messages, put_at, row
 from tests.site import until
 
 
@@ -58,6 +58,27 @@ def test_a_step_that_hangs_loses_its_lease_and_another_worker_gets_it(
         with pytest.raises(LeaseLost), services.database.writing() as session:
             lease.renew(session, 30)
     assert ("imprint_stages_overdue", ("upload",)) in counts.found
+
+
+def test_what_still_runs_when_the_machine_vanishes_is_handed_over_once(services: Services, job_id: str) -> None:
+    put_at(services, job_id, Stage.UPLOAD)
+    lease, _ = claim(services, job_id, Stage.UPLOAD)
+
+    def work() -> None:
+        with holding_lease(services, lease) as held:
+            services.lease_keeper.hand_over_all("the machine vanishes")
+            services.lease_keeper.hand_over_all("the machine vanishes")
+            assert held.lost.is_set()
+            assert messages(services, job_id) == ["launch", "launch"]
+            assert (row(services, job_id).lease_until, row(services, job_id).attempt) == (None, 0)
+            claim(services, job_id, Stage.UPLOAD)
+            raise HandOver  # what it does at last, after all
+
+    with pytest.raises(NothingToDo):
+        work()
+    assert row(services, job_id).attempt == 1, "the attempt that was handed over does not count"
+    assert row(services, job_id).lease_until is not None, "the other worker keeps it"
+    assert messages(services, job_id) == ["launch", "launch"]
 
 
 def test_every_stage_has_a_limit(services: Services, job_id: str) -> None:

@@ -1,14 +1,28 @@
 """A spot machine is taken away: its worker learns it from the cloud, and another one continues at the same step."""
 
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from core.settings import Settings
+from jobs import service
 from jobs.lifecycle import sweeps
+from jobs.owners import accounts
+from jobs.services import Services
+from jobs.stages import control, intake, preprocessing, steps
+from jobs.stages.stage_runner import NothingToDo
+from storage.tables.jobs import Job
+from tasks.workers import spot_notice
 from tasks.workers.spot_notice import SpotNotice
 from tests.servers.metadata import ACTION, metadata_server
 from tests.site import site, until
+from tests.unit.drawings import drawing, encoded
+from training.backends import local, resident
+from training.backends.encodings import Encodings
+from training.engine.cohorts.cohort import Cohort
 
 NOTICE_S = 30.0  # what Google gives; Amazon gives two minutes
 
@@ -48,3 +62,95 @@ def test_a_training_on_a_machine_that_is_taken_away_ends_elsewhere_byte_for_byte
         assert "resumes at step" in running.log("train-2").read_text()
         assert step > 10
         assert sweeps.run_audit(running.services) == []
+
+
+class Stuck:
+    """Makes one call take as long as the test wants: the one after `calls` others."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, calls: int = 0) -> None:
+        self.reached, self.ends = threading.Event(), threading.Event()
+        real, left = getattr(where, name), [calls]
+
+        def slow(*args: Any, **options: Any) -> Any:
+            left[0] -= 1
+            if left[0] == -1:
+                self.reached.set()
+                assert self.ends.wait(120)
+            return real(*args, **options)
+
+        monkeypatch.setattr(where, name, slow)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "calls", "resumed"),
+    [(local, "fingerprint", 0, 0), (Encodings, "conditions", 0, 0), (Cohort, "step", 6, 5)],
+    ids=["reads a large base model", "encodes", "is in a long step"],
+)
+def test_what_cannot_be_interrupted_is_handed_over_in_time(
+    base_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    where: Any, name: str, calls: int, resumed: int,
+) -> None:  # fmt: skip
+    """With a lease of an hour, another worker can only continue with a job that was given back."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(resident, "_resident", None)
+    monkeypatch.setattr(control, "leaving", threading.Event())
+    monkeypatch.setattr(spot_notice, "_PATIENCE_S", {"gcp": 0.2})
+    services, job_id = ready_to_train(base_model, tmp_path)
+    stuck = Stuck(monkeypatch, where, name, calls)
+    outcome: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            steps.train(services, job_id)
+        except BaseException as error:  # noqa: BLE001 - the test looks at it
+            outcome.append(error)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    assert stuck.reached.wait(60)
+    until(lambda: row(services, job_id).checkpoint_step == resumed, 30, "the last checkpoint is stored")
+    with metadata_server() as server:
+        server.is_noticed = True
+        SpotNotice("gcp", server.environment).watch(
+            lambda _: control.leaving.set(), services.lease_keeper.hand_over_all
+        )
+        until(lambda: row(services, job_id).lease_until is None, NOTICE_S, "the job is handed over")
+    assert thread.is_alive(), "the machine is still at it"
+    control.leaving.clear()  # the other worker is not asked to stop, and has a base model of its own
+    monkeypatch.setattr(resident, "_resident", None)
+    steps.train(services, job_id)
+    assert (row(services, job_id).stage, row(services, job_id).attempt) == ("upload", 0)
+    stuck.ends.set()
+    thread.join(60)
+    assert [type(error) for error in outcome] == [NothingToDo], "what it did since then counts for nothing"
+    for step in (steps.upload, steps.settle):
+        step(services, job_id)
+    view = service.get(services, job_id)
+    assert (view.status, view.credits.charged, view.step) == ("ready", 1, 8)
+    reasons = [event.data["reason"] for event in service.events(services, job_id) if event.kind == "retry"]
+    assert reasons == ["the cloud takes this machine away: preempted"]
+    assert ("resumes at step 5 of 8" in caplog.text) is (resumed == 5)
+    services.decoder.close()
+    services.database.close()
+
+
+def ready_to_train(base_model: Path, home: Path) -> tuple[Services, str]:
+    """A job of eight steps, and a checkpoint after five, at the stage `train`."""
+    services = Services(
+        Settings(_env_file=None, home=home, base_models={"sd15": str(base_model)}, device="cpu", lease_s=3600)
+    )
+    accounts.grant(services, "ada", 100)
+    images = [intake.store_picture(services, "ada", "dog", encoded(drawing(number, 96))) for number in range(5)]
+    asked = {
+        "owner_id": "ada", "subject_id": "dog", "images": images, "base_model": "sd15", "trigger_word": "sks",
+        "resolution": 64, "max_steps": 8, "checkpoint_every": 1, "seed": 1,
+    }  # fmt: skip
+    job_id: str = service.submit(services, asked).job_id
+    preprocessing.preprocess(services, job_id, *range(5))
+    steps.dataset(services, job_id)
+    return services, job_id
+
+
+def row(services: Services, job_id: str) -> Job:
+    with services.database.reading() as session:
+        return session.get_one(Job, job_id)

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -10,10 +10,11 @@ from urllib.parse import parse_qs, urlsplit
 import httpx2
 import pytest
 
+from core.errors import SpecInvalid
 from core.settings import Settings
 from fakes.oidc import FakeOidc, Person
 from fakes.oidc.server import CLIENT_ID, CLIENT_SECRET
-from jobs.owners import audit_log, tokens
+from jobs.owners import audit_log, people, tokens
 from tests.contract.web import test_matrix, test_page_matrix
 from tests.contract.web.conftest import Api, make_api
 from web.oidc import OidcProvider
@@ -137,12 +138,53 @@ def test_a_role_is_as_the_provider_says_at_the_last_sign_in(browser: Browser) ->
     assert browser.api.call("GET", "/operators", headers=first).status_code == 303
 
 
+def test_whose_last_role_is_gone_has_no_session_left(browser: Browser) -> None:
+    first = session_of(browser.go(Person("kim", {"groups": ["gpu-operators"]})).come_back())
+    assert browser.api.call("GET", "/operators", headers=first).status_code == 200
+    assert browser.go(Person("kim", {"groups": ["staff"]})).come_back().status_code == 403
+    assert browser.api.call("GET", "/operators", headers=first).status_code == 303
+
+
+def test_the_same_name_at_another_issuer_is_another_person(site: Api) -> None:
+    claims = {"sub": "lou", "groups": ["gpu-operators"]}
+    here = people.Person.parse(claims, site.services.settings)
+    other = people.Person.parse(claims, site.services.settings.model_copy(update={"oidc_issuer": "https://b.example"}))
+    first, second = people.sign_in(site.services, here), people.sign_in(site.services, other)
+    assert first.id != second.id
+    with pytest.raises(SpecInvalid):
+        people.sign_in(site.services, replace(other, roles=frozenset()))
+    valid = {token.id for token in tokens.list_tokens(site.services) if token.revoked_at is None}
+    assert valid & {first.id, second.id} == {first.id}
+
+
+@pytest.mark.parametrize(
+    ("claims", "owner"),
+    [
+        ({"email": "ada@example.com", "email_verified": True}, "ada@example.com"),
+        ({"email": "ada@example.com", "email_verified": False}, None),
+        ({"email": "ada@example.com"}, None),
+    ],
+)
+def test_an_owner_is_named_by_a_verified_address_only(site: Api, claims: dict[str, Any], owner: str | None) -> None:
+    settings = site.services.settings.model_copy(update={"oidc_owner_claim": "email", "oidc_roles_claim": "email"})
+    person = people.Person.parse({"sub": "ada", **claims}, settings)
+    assert (person.owner, person.roles) == (owner, frozenset({owner} if owner else ()))
+
+
 @pytest.mark.parametrize(
     "person",
     [
         Person("eve", {"groups": ["staff"]}),
         Person("eve", {"email": "ole@example.com"}),  # anybody can say so
+        Person("eve", {"email": "ole@example.com", "email_verified": False}),
         Person("eve", {"email": "ole@example.com", "email_verified": "true"}),
+        Person("eve", {"email": "ole@example.com", "email_verified": 1}),
+        Person("eve", {"email": ["ole@example.com"], "email_verified": True}),
+        Person("eve", {"email": "Ole@example.com", "email_verified": True}),  # perhaps another account there
+        Person("eve", {"groups": "staff gpu-operators"}),
+        Person("eve", {"groups": [["gpu-operators"], {"gpu-operators": True}, None]}),
+        Person("eve", {"roles": ["gpu-operators"]}),
+        Person("gpu-operators", {"preferred_username": "ole@example.com"}),
         Person("eve", {"imprint_owner": ["ada"]}),
         Person("eve", {"imprint_owner": ""}),
         Person("eve", {"imprint_owner": "a\x00b"}),
