@@ -17,14 +17,12 @@ const isTyping = (region) => {
   return region.contains(at) && at.matches("input:not([type=radio]), textarea") && at.value !== at.defaultValue;
 };
 
-// Open details and the key of the form differ between two loads, although the server changed nothing.
-const shape = (region) => {
-  const copy = region.cloneNode(true);
-  copy.querySelectorAll("details").forEach((one) => one.removeAttribute("open"));
-  copy.querySelectorAll("input[name=key]").forEach((one) => one.remove());
-  prepare(copy);
-  return copy.outerHTML;
-};
+// What the server has sent for a region or an item, without the key of a form, which is another one in each page. What a
+// visitor opens or types, and what this script changes, is not in it.
+const served = new WeakMap();
+const shape = (one) => one.outerHTML.replace(/(name="key" value=")[^"]*/g, "$1");
+const REGIONS = "[data-live], [data-keyed] > *";
+const remember = (root) => root.querySelectorAll(REGIONS).forEach((one) => served.set(one, shape(one)));
 
 // Of a list with hundreds of pictures, only the items that have changed are made again.
 function keepItems(region, next) {
@@ -33,16 +31,17 @@ function keepItems(region, next) {
   const before = new Map([...list.children].map((item) => [item.id, item]));
   for (const item of [...coming.children]) {
     const old = before.get(item.id);
-    if (old && shape(old) === shape(item)) item.replaceWith(old);
+    if (old && served.get(old) === served.get(item)) item.replaceWith(old);
   }
 }
 
 function replace(fresh) {
+  remember(fresh);
   for (const region of document.querySelectorAll("[data-live]")) {
     const next = fresh.getElementById(region.id);
     // A form for one more of the same keeps what was typed, which the server does not know.
     if (next?.querySelector("[data-keeps]") && region.querySelector("[data-keeps]")) continue;
-    if (!next || isTyping(region) || shape(region) === shape(next)) continue;
+    if (!next || isTyping(region) || served.get(region) === served.get(next)) continue;
     const focused = region.contains(document.activeElement) ? document.activeElement.id : "";
     const open = [...region.querySelectorAll("details[open] > summary[id]")].map((summary) => summary.id);
     const wasOpen = [...region.querySelectorAll("details")].some((one) => one.open);
@@ -431,6 +430,7 @@ function prepare(root) {
   root.querySelectorAll(".without-script").forEach((one) => { one.hidden = true; });
 }
 
+remember(document);
 prepare(document);
 document.querySelectorAll("form[data-upload]").forEach(prepareUpload);
 follow();
