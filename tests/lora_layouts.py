@@ -62,6 +62,7 @@ MODULES: dict[str, dict[str, tuple[int, int]]] = {
         "transformer_blocks.1.txt_mlp.net.2": (64, 256),
     },
 }
+MODULES["chroma"] = MODULES["flux1"]
 EVERY = tuple(MODULES)
 UP_DOWN = (".lora_down.weight", ".lora_up.weight")
 A_B = (".lora_A.weight", ".lora_B.weight")

@@ -12,6 +12,7 @@ import torch
 from PIL.Image import Image
 
 from core.errors import BaseModelUnavailable, LoraInvalid
+from training import families
 from training.device import choose, precision
 from training.families.record import Family
 from training.families.sd15 import require_pair
@@ -133,6 +134,7 @@ def load_pipeline(base_model: str, family: str, device: torch.device) -> Any:
         encoder = tokenizer.replace("tokenizer", "text_encoder")
         if record.classes.get(tokenizer) == _CLIP and getattr(pipeline, tokenizer, None) is not None:
             require_pair(getattr(pipeline, tokenizer), getattr(pipeline, encoder))
+    families.find(family).mend_pipeline(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

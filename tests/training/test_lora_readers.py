@@ -59,7 +59,9 @@ def load(data: bytes, family: str) -> Any:
     mixin, denoiser = type(tiny(family)), denoiser_of(family)
     tensors, metadata = unpack(data)
     state = {name: torch.from_numpy(part.floats().copy()) for name, part in tensors.items()}
-    more: dict[str, Any] = {"sdxl": {"unet_config": denoiser.config}, "flux1": {"return_alphas": True}}.get(family, {})
+    more: dict[str, Any] = {"unet_config": denoiser.config} if family == "sdxl" else {}
+    if issubclass(mixin, FluxLoraLoaderMixin):
+        more = {"return_alphas": True}
     found = mixin.lora_state_dict(state, **more)
     part = FAMILIES[family].denoiser
     converted, alphas = found if isinstance(found, tuple) else (found, None)
@@ -150,7 +152,7 @@ def test_they_are_whole_after_a_conversion(modules: str, to: str) -> None:
     assert (found["diffusers"], found["ComfyUI"]) == ("whole", "whole" if to == "comfyui" else "without its scale")
 
 
-@pytest.mark.parametrize("family", [name for name in FLOWS if name not in ("z-image", "flux1")])
+@pytest.mark.parametrize("family", [name for name in FLOWS if name not in ("z-image", "flux1", "chroma")])
 @pytest.mark.parametrize("to", ["kohya", "comfyui", "peft"])
 def test_every_form_of_a_transformer_is_read_whole(family: str, to: str) -> None:
     """kohya's and ComfyUI's forms of FLUX.2 have the names of its own code: query, key and value are one layer."""
@@ -165,7 +167,8 @@ def test_every_form_of_a_transformer_is_read_whole(family: str, to: str) -> None
     assert seen(serialize_as(again, "peft"), family) == "whole"
 
 
-def test_kohyas_form_of_flux1_is_read_whole_by_diffusers() -> None:
+@pytest.mark.parametrize("family", ["flux1", "chroma"])
+def test_kohyas_form_of_flux1_is_read_whole_by_diffusers(family: str) -> None:
     """Its converter knows only the published widths, so one block of each kind has them."""
     shapes = {
         "transformer_blocks.0.attn.to_q": (3072, 3072), "transformer_blocks.0.attn.add_v_proj": (3072, 3072),
@@ -174,7 +177,7 @@ def test_kohyas_form_of_flux1_is_read_whole_by_diffusers() -> None:
         "single_transformer_blocks.0.proj_out": (3072, 15360),
     }  # fmt: skip
     pairs = {module: matrices(module, shape) for module, shape in shapes.items()}
-    data = serialize_lora("flux1", pairs, ALPHA, {"imprint_family": "flux1"})
+    data = serialize_lora(family, pairs, ALPHA, {"imprint_family": family})
     written = serialize_as(read_lora(data), "kohya")
     state = {name: torch.from_numpy(part.floats().copy()) for name, part in unpack(written)[0].items()}
     assert "lora_unet_single_blocks_0_linear1.alpha" in state

@@ -203,6 +203,7 @@ SIZES = {
     ("flux2-klein-9b", "transformer"): 9_078_581_248,
     ("qwen-image", "transformer"): 20_430_401_088,
     ("flux1", "transformer"): 11_901_408_320,
+    ("chroma", "transformer"): 8_899_983_424,
     ("z-image", "vae"): 83_819_683,
     ("z-image", "text_encoder"): 4_022_468_096,
 }
@@ -226,8 +227,9 @@ def test_shapes_of_the_published_models(family: str, part: str) -> None:
             back = utils.convert_ldm_unet_checkpoint(names, config)
         elif family == "z-image":
             back = utils.convert_z_image_transformer_checkpoint_to_diffusers(names)
-        elif family == "flux1":
-            back = rows_of_flux1(network, layout.sources[part], config)
+        elif family in ("flux1", "chroma"):
+            convert = getattr(utils, f"convert_{family.rstrip('1')}_transformer_checkpoint_to_diffusers")
+            back = rows_converted(network, layout.sources[part], config, convert)
         elif family == "qwen-image":
             back = {found.name: None for found in sources}  # diffusers' own names
         else:
@@ -236,7 +238,7 @@ def test_shapes_of_the_published_models(family: str, part: str) -> None:
         assert set(back) == set(network.state_dict())
 
 
-def rows_of_flux1(network: Any, source: Any, config: Any) -> dict[str, torch.Tensor]:
+def rows_converted(network: Any, source: Any, config: Any, convert: Any) -> dict[str, torch.Tensor]:
     """diffusers' converter has the published widths written in, so each tensor is the numbers of its rows."""
     wanted, file = {}, {}
     for name, weights in network.state_dict().items():
@@ -245,7 +247,7 @@ def rows_of_flux1(network: Any, source: Any, config: Any) -> dict[str, torch.Ten
         total = count * shares // (end - begin)
         rows = file.setdefault(found.name, torch.arange(total))[total * begin // shares : total * end // shares]
         wanted[name] = torch.cat(rows.chunk(2)[::-1]) if found.is_swapped else rows
-    back: dict[str, torch.Tensor] = utils.convert_flux_transformer_checkpoint_to_diffusers(file)
+    back: dict[str, torch.Tensor] = convert(file)
     same(back, wanted)
     return back
 

@@ -118,6 +118,7 @@ GOLDEN = {
     ("flux2-klein-4b", "flow"): (1.864513, 1.829143),
     ("qwen-image", "flow"): (2.399851, 2.019913),
     ("flux1", "flow"): (1.971550, 2.255299),
+    ("chroma", "flow"): (2.029385, 2.133286),
 }
 
 
@@ -188,10 +189,11 @@ def full_size(family: str) -> Any:
 
 
 # sd15: 16 transformer blocks with two attentions of four linears; sdxl: 70 such; z-image: 30 blocks of seven linears.
-# And all: two linears more in each block, and two projections around each of the 16 transformers of sd15, of the
-# 11 of sdxl; in z-image one modulation in each block. FLUX.2: eight linears in each double block and two in each single
-# one; and all: four more in each double block. FLUX.1: eight linears in each double block and three in each single one;
-# and all: four and two more. Qwen-Image: eight linears in each of 60 blocks; and all: four more.
+# And all: two linears more in each block, and two projections around each of the 16 transformers of sd15, of the 11
+# of sdxl; in z-image one modulation in each block. FLUX.2: eight linears in each double block and two in each single
+# one; and all: four more in each double block. FLUX.1: eight linears in each double block and three in each single
+# one; and all: four and two more. Chroma: as FLUX.1, with one more in each single block. Qwen-Image: eight linears in
+# each of 60 blocks; and all: four more.
 @pytest.mark.parametrize(
     ("family", "targeted", "modules"),
     [
@@ -199,7 +201,7 @@ def full_size(family: str) -> Any:
         *[("sd15", "all", 192), ("sdxl", "all", 722), ("z-image", "all", 240)],
         *[("sd15", "convolutions", 278), ("sdxl", "convolutions", 788)],
         *[("flux2-klein-4b", "attention", 80), ("flux2-klein-9b", "attention", 112), ("qwen-image", "attention", 480)],
-        *[("flux1", "attention", 266), ("flux1", "all", 418)],
+        *[("flux1", "attention", 266), ("flux1", "all", 418), ("chroma", "attention", 304), ("chroma", "all", 418)],
         *[("flux2-klein-4b", "all", 100), ("flux2-klein-9b", "all", 144), ("qwen-image", "all", 720)],
     ],
 )

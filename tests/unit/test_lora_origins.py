@@ -72,8 +72,6 @@ OTHERS: dict[str, tuple[dict[str, Tensor], dict[str, str], str, str | None]] = {
                              "Stable Diffusion 2"),
     "SD3 by its metadata": (pair("lora_te1_text_model_encoder_layers_0_mlp_fc1"), {"ss_base_model_version": "sd3"},
                             "Stable Diffusion 3", "Stable Diffusion 3"),
-    "Chroma by its metadata": (pair("lora_unet_double_blocks_9_img_attn_qkv", 3072),
-                               {"ss_base_model_version": "chroma"}, "Chroma", "Chroma"),
 }  # fmt: skip
 
 

@@ -202,6 +202,8 @@ class FamilyCode:
     tokenize_captions: Callable[[Base, Sequence[Example]], list[Condition]] | None = None
     # Inside, the base draws as it does for users: without an adapter that is merged only for training.
     as_used: Callable[[Base], AbstractContextManager[None]] = lambda _: nullcontext()
+    # Changes diffusers' pipeline where it would not draw as the network was trained.
+    mend_pipeline: Callable[[Any], None] = lambda _: None
 
     @property
     def name(self) -> str:

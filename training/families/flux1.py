@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from core.errors import BaseModelUnavailable
-from training.families import flow
+from training.families import flow, patches
 from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Draw, FamilyCode, Where
 from training.families.latents import encode_pictures, sample, vae_decode
@@ -32,8 +32,7 @@ from training.families.training_adapter import merge_adapter
 from training.families.weights.parts import config_of, load_part, vae_number
 from training.families.weights.quantised import place
 from training.ports import Example
-from training.tiny.parts import autoencoder, clip_config, clip_tokenizer, flow_scheduler, lessen, lib
-from training.tiny.words import t5_vocabulary
+from training.tiny.parts import autoencoder, clip_config, clip_tokenizer, flow_scheduler, lessen, lib, t5
 
 MAX_TOKENS, SHORT = 512, 256  # of a caption: [dev], and [schnell]
 _CLIP_TOKENS = 77
@@ -135,46 +134,33 @@ def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:
     schedule: FluxSchedule = base.schedule
     latents = (sample(moments, generator) - schedule.offset) * schedule.scaling
     noise = torch.randn(latents.shape, generator=generator)
-    shift = exp(flow.on_line(_patches((latents.shape[-2], latents.shape[-1])), _LINE))
+    shift = exp(flow.on_line(patches.count((latents.shape[-2], latents.shape[-1])), _LINE))
     return Draw.plain(latents, noise, flow.in_bfloat16(flow.logit_normal(len(latents), generator, shift)))
-
-
-def _patches(size: tuple[int, int]) -> int:
-    return size[0] // 2 * (size[1] // 2)
 
 
 def predict(base: Base, mixed: Tensor, times: Tensor, conditions: Sequence[Condition]) -> Tensor:
     """The prediction of n - x, [B, 16, h, w]."""
-    count, channels, height, width = mixed.shape
+    size = mixed.shape[-2], mixed.shape[-1]
     schedule: FluxSchedule = base.schedule
     context = torch.stack([condition["context"] for condition in conditions])
-    split = mixed.to(base.dtype).view(count, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
     predicted: Tensor = base.denoiser(
-        hidden_states=split.reshape(count, -1, 4 * channels),
+        hidden_states=patches.split(mixed.to(base.dtype)),
         encoder_hidden_states=context,
         pooled_projections=torch.stack([condition["pooled"] for condition in conditions]),
         timestep=times,
         guidance=torch.full_like(times, schedule.guidance) if schedule.is_guided else None,
-        img_ids=_places(height // 2, width // 2, mixed.device),
+        img_ids=patches.places(size, mixed.device),
         txt_ids=torch.zeros(context.shape[1], 3, device=mixed.device),
         return_dict=False,
     )[0]
-    joined = predicted.view(count, height // 2, width // 2, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return joined.reshape(count, channels, height, width)
-
-
-def _places(height: int, width: int, device: torch.device) -> Tensor:
-    """The position of each patch, [h x w, 3]: (0, row, column)."""
-    rows = torch.arange(height, device=device).repeat_interleave(width)
-    columns = torch.arange(width, device=device).repeat(height)
-    return torch.stack([torch.zeros_like(rows), rows, columns], dim=1)
+    return patches.join(predicted, size)
 
 
 def levels(base: Base, count: int, size: tuple[int, int]) -> Tensor:
     """`count` times from 1 down, evenly spaced and then shifted as in diffusers' pipeline."""
     shift = base.schedule.shift
     if shift is None:
-        shift = exp(flow.on_line(_patches(size), _LINE))
+        shift = exp(flow.on_line(patches.count(size), _LINE))
     return flow.shifted(1 - torch.arange(count) / count, shift)
 
 
@@ -208,13 +194,8 @@ def stand_in(transformer: Any, _tokens: int) -> tuple[FluxSchedule, Condition]:
 
 def tiny(_prediction: str) -> Any:
     """A tiny pipeline with random weights, see `FamilyCode.tiny`."""
-    tokenizer, tokenizer_2 = clip_tokenizer(), T5Tokenizer(vocab=t5_vocabulary(), extra_ids=0, model_max_length=512)
-    text_encoder_2 = T5EncoderModel(
-        T5Config(
-            vocab_size=len(tokenizer_2), d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2,
-            feed_forward_proj="gated-gelu", dropout_rate=0.0,
-        )
-    )  # fmt: skip
+    tokenizer = clip_tokenizer()
+    tokenizer_2, text_encoder_2 = t5(32, MAX_TOKENS)
     transformer = lib.FluxTransformer2DModel(
         num_layers=1, num_single_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=32,
         pooled_projection_dim=32, axes_dims_rope=(8, 12, 12), guidance_embeds=True,

@@ -23,7 +23,7 @@ from torch.nn import functional
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from core.errors import BaseModelUnavailable
-from training.families import flow
+from training.families import flow, patches
 from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Draw, FamilyCode, Where
 from training.families.latents import TILE, pixels, sample
@@ -145,42 +145,36 @@ def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:
     """Draw latents from moments [B, 32, h, w], normal noise, and s in 0..1: logit-normal, then shifted."""
     latents = sample(moments, generator)
     noise = torch.randn(latents.shape, generator=generator)
-    shift = exp(flow.on_line(_patches((latents.shape[-2], latents.shape[-1])), base.schedule.line))
+    shift = exp(flow.on_line(patches.count((latents.shape[-2], latents.shape[-1])), base.schedule.line))
     return Draw.plain(latents, noise, flow.logit_normal(len(latents), generator, shift))
-
-
-def _patches(size: tuple[int, int]) -> int:
-    return size[0] // 2 * (size[1] // 2)
 
 
 def predict(base: Base, mixed: Tensor, times: Tensor, conditions: Sequence[Condition]) -> Tensor:
     """The prediction of n - x, [B, 16, h, w]. Captions of different lengths are padded and masked."""
-    count, channels, height, width = mixed.shape
+    height, width = mixed.shape[-2:]
     contexts = [condition["context"] for condition in conditions]
     longest = max(len(context) for context in contexts)
     mask = None
     if any(len(context) < longest for context in contexts):
         places = torch.arange(longest, device=mixed.device)
         mask = torch.stack([places < len(context) for context in contexts])
-    split = mixed.to(base.dtype).view(count, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
     predicted: Tensor = base.denoiser(
-        hidden_states=split.reshape(count, -1, 4 * channels),
+        hidden_states=patches.split(mixed.to(base.dtype)),
         encoder_hidden_states=torch.stack(
             [functional.pad(context, (0, 0, 0, longest - len(context))) for context in contexts]
         ),
         encoder_hidden_states_mask=mask,
         timestep=times,
-        img_shapes=[[(1, height // 2, width // 2)]] * count,
+        img_shapes=[[(1, height // 2, width // 2)]] * len(mixed),
         return_dict=False,
     )[0]
-    joined = predicted.view(count, height // 2, width // 2, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return joined.reshape(count, channels, height, width)
+    return patches.join(predicted, (height, width))
 
 
 def levels(base: Base, count: int, size: tuple[int, int]) -> Tensor:
     """`count` times from 1 down, evenly spaced, shifted and stretched to the last one as in diffusers' pipeline."""
     schedule: QwenSchedule = base.schedule
-    s = flow.shifted(1 - torch.arange(count) / count, exp(flow.on_line(_patches(size), schedule.line)))
+    s = flow.shifted(1 - torch.arange(count) / count, exp(flow.on_line(patches.count(size), schedule.line)))
     if schedule.terminal is None or count == 1:
         return s
     return 1 - (1 - s) * (1 - schedule.terminal) / (1 - s[-1])

@@ -4,9 +4,9 @@ from typing import Any, cast
 
 import diffusers
 import torch
-from transformers import CLIPTextConfig, CLIPTokenizer, Qwen2Tokenizer
+from transformers import CLIPTextConfig, CLIPTokenizer, Qwen2Tokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
-from training.tiny.words import QWEN_MARKS, clip_vocabulary, qwen_vocabulary
+from training.tiny.words import QWEN_MARKS, clip_vocabulary, qwen_vocabulary, t5_vocabulary
 
 lib: Any = diffusers  # mypy does not see its classes
 _CHAT = (
@@ -95,6 +95,16 @@ def qwen_tokenizer(longest: int) -> Any:
     )
     tokenizer.chat_template = _CHAT
     return tokenizer
+
+
+def t5(width: int, longest: int) -> tuple[Any, Any]:
+    """A tokenizer that reads `longest` tokens, and its encoder."""
+    tokenizer = T5Tokenizer(vocab=t5_vocabulary(), extra_ids=0, model_max_length=longest)
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=width, d_kv=16, d_ff=2 * width, num_layers=2, num_heads=2,
+        feed_forward_proj="gated-gelu", dropout_rate=0.0,
+    )  # fmt: skip
+    return tokenizer, T5EncoderModel(config)
 
 
 def flow_scheduler(**config: Any) -> Any:

@@ -82,12 +82,12 @@ def _weights(tensors: Mapping[str, Tensor], spec: TrainSpec) -> dict[str, tuple[
             raise LoraInvalid(f"the trained file lacks {stem}{naming.up}")
         _check_alpha(tensors.get(f"{stem}.alpha"), stem, naming, spec)
         used |= {name, stem + naming.up, f"{stem}.alpha"}
-        if not up.shape or up.shape[0] % len(modules):
-            raise LoraInvalid(
-                f"the trained file's {stem} has shape {up.shape}, which is not {len(modules)} equal parts"
-            )
+        shares = FAMILIES[spec.family].lora.rows(modules)
+        if not up.shape or up.shape[0] % sum(shares):
+            raise LoraInvalid(f"the trained file's {stem} has shape {up.shape}, which is not {sum(shares)} equal parts")
         down = tensors[name].floats()
-        for module, part in zip(modules, np.split(up.floats(), len(modules)), strict=True):
+        ends = np.cumsum(shares)[:-1] * (up.shape[0] // sum(shares))
+        for module, part in zip(modules, np.split(up.floats(), ends), strict=True):
             weights[module] = (down, part)
     if strange := sorted(set(tensors) - used):
         raise LoraInvalid(f"the trained file has a tensor {strange[0][:120]!r}, which no {spec.family} LoRA has")

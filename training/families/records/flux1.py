@@ -22,25 +22,25 @@ from training.families.records.lora_files import KOHYA, PEFT, alike, of_own_code
 from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
 from training.families.weights import checkpoint_names
 
-_ATTENTION = (
+ATTENTION = (
     r"transformer_blocks\.\d+\.attn\.(to_(q|k|v|out\.0)|add_(q|k|v)_proj|to_add_out)|"
     r"single_transformer_blocks\.\d+\.attn\.to_(q|k|v)"
 )
-_ALL = (
-    _ATTENTION + r"|transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)|"
+ALL = (
+    ATTENTION + r"|transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)|"
     r"single_transformer_blocks\.\d+\.proj_(mlp|out)"
 )
 _MODULES = re.compile(
-    _ALL + r"|transformer_blocks\.\d+\.norm1(_context)?\.linear|single_transformer_blocks\.\d+\.norm\.linear|"
+    ALL + r"|transformer_blocks\.\d+\.norm1(_context)?\.linear|single_transformer_blocks\.\d+\.norm\.linear|"
     r"x_embedder|context_embedder|proj_out|norm_out\.linear|"
     r"time_text_embed\.(timestep|text|guidance)_embedder\.linear_[12]"
 )
 _WIDTH, _DOUBLES, _SINGLES = 3072, 19, 38
 _DOUBLE, _SINGLE = r"double_blocks\.(\d+)\.", r"single_blocks\.(\d+)\."
 _MARK = "double_blocks.0.img_mod.lin.weight"  # FLUX.2 and Chroma have no modulation in their blocks
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 # The names of the makers' own code, which kohya's trainer and ComfyUI use.
-_ORIGINAL: tuple[tuple[str, tuple[str, ...]], ...] = (
+LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (_DOUBLE + r"img_attn\.qkv", tuple(rf"transformer_blocks.\1.attn.to_{part}" for part in "qkv")),
     (_DOUBLE + r"txt_attn\.qkv", tuple(rf"transformer_blocks.\1.attn.add_{part}_proj" for part in "qkv")),
     (_DOUBLE + r"img_attn\.proj", (r"transformer_blocks.\1.attn.to_out.0",)),
@@ -49,8 +49,6 @@ _ORIGINAL: tuple[tuple[str, tuple[str, ...]], ...] = (
     (_DOUBLE + r"img_mlp\.2", (r"transformer_blocks.\1.ff.net.2",)),
     (_DOUBLE + r"txt_mlp\.0", (r"transformer_blocks.\1.ff_context.net.0.proj",)),
     (_DOUBLE + r"txt_mlp\.2", (r"transformer_blocks.\1.ff_context.net.2",)),
-    (_DOUBLE + r"img_mod\.lin", (r"transformer_blocks.\1.norm1.linear",)),
-    (_DOUBLE + r"txt_mod\.lin", (r"transformer_blocks.\1.norm1_context.linear",)),
     (
         _SINGLE + "linear1",
         (
@@ -59,8 +57,14 @@ _ORIGINAL: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     (_SINGLE + "linear2", (r"single_transformer_blocks.\1.proj_out",)),
+)
+_ORIGINAL = (
+    *LAYERS,
+    (_DOUBLE + r"img_mod\.lin", (r"transformer_blocks.\1.norm1.linear",)),
+    (_DOUBLE + r"txt_mod\.lin", (r"transformer_blocks.\1.norm1_context.linear",)),
     (_SINGLE + r"modulation\.lin", (r"single_transformer_blocks.\1.norm.linear",)),
 )
+SHARES = {"proj_mlp": 4}  # the rows of `linear1`
 _WEIGHTS = (
     *_ORIGINAL, *checkpoint_names.FLUX, *checkpoint_names.embedder("time_in", "time_text_embed.timestep_embedder"),
     *checkpoint_names.embedder("vector_in", "time_text_embed.text_embedder"),
@@ -78,6 +82,11 @@ _MAPPED = (
     r"single_transformer_blocks\.\d+\.(attn\.(to_[qkv]|norm_[qk])|proj_mlp|proj_out|norm\.linear)|"
     r"x_embedder|context_embedder|proj_out"
 )
+COMFYUI = re.compile(of_own_code(_OWN, _MAPPED))
+WORDS = (
+    "double_blocks", "single_blocks", "img_attn", "txt_attn", "img_mlp", "txt_mlp", "qkv", "linear1", "linear2", "attn",
+    "single_transformer_blocks", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff_context", "proj_mlp",
+)  # fmt: skip
 _INPUTS = {"ff.net.2": 4, "ff_context.net.2": 4, "proj_out": 5}  # of layers that take more than the width
 _TERMS = "not for commercial use"
 
@@ -111,7 +120,7 @@ def _is_of(inputs: Mapping[str, int]) -> bool:
     return True
 
 
-def _diffusers(modules: Sequence[WrittenModule]) -> Callable[[WrittenModule], bool]:
+def diffusers_reads(modules: Sequence[WrittenModule]) -> Callable[[WrittenModule], bool]:
     """kohya's names of the makers' code, or its own behind `transformer.`."""
     form = alike(modules)
     is_kohya, is_own = form == ("lora_unet_", KOHYA), form == ("transformer.", PEFT)
@@ -119,7 +128,7 @@ def _diffusers(modules: Sequence[WrittenModule]) -> Callable[[WrittenModule], bo
 
 
 def _is_file(kinds: Mapping[str, str]) -> bool:
-    return any(prefix + _MARK in kinds for prefix in _PREFIXES)
+    return any(prefix + _MARK in kinds for prefix in PREFIXES)
 
 
 def _says(part: str, names: Collection[str]) -> Config:
@@ -154,11 +163,11 @@ FAMILY = Family(
     previews=(20, 3.5),
     lora=LoraNames(
         naming=Naming(
-            "transformer.", ".lora_A.weight", ".lora_B.weight", False, re.compile(_ALL), "BF16", alpha=False
+            "transformer.", ".lora_A.weight", ".lora_B.weight", False, re.compile(ALL), "BF16", alpha=False
         ),
         form="peft",
-        diffusers=_diffusers,
-        comfyui=re.compile(of_own_code(_OWN, _MAPPED)),
+        diffusers=diffusers_reads,
+        comfyui=COMFYUI,
         is_of=_is_of,
         example={
             **{f"single_transformer_blocks.0.attn.to_{part}": _WIDTH for part in "qkv"},
@@ -166,12 +175,10 @@ FAMILY = Family(
         },
         modules=_MODULES,
         original=_ORIGINAL,
-        shares={"proj_mlp": 4},
+        shares=SHARES,
         words=(
-            "double_blocks", "single_blocks", "img_attn", "txt_attn", "img_mlp", "txt_mlp", "img_mod", "txt_mod",
-            "qkv", "lin", "linear1", "linear2", "modulation", "attn", "single_transformer_blocks", "add_q_proj",
-            "add_k_proj", "add_v_proj", "to_add_out", "ff_context", "proj_mlp", "norm1_context", "norm1", "norm",
-            "linear", "x_embedder", "context_embedder",
+            *WORDS, "img_mod", "txt_mod", "lin", "modulation", "norm1_context", "norm1", "norm", "linear", "x_embedder",
+            "context_embedder",
         ),
         declared=("flux1", "flux.1", "flux-1-dev", "flux-1-schnell"),
         kind="FLUX.1",
@@ -198,17 +205,17 @@ FAMILY = Family(
     },
     home="black-forest-labs/FLUX.1-dev",
     code="training.families.flux1",
-    targets={"attention": _ATTENTION, "all": _ALL},
-    quantised=_ALL,
+    targets={"attention": ATTENTION, "all": ALL},
+    quantised=ALL,
     shares_steps=False,
     latent_channels=16,
     caption_tokens=512,
     encoder_weight_bytes=2,
     sizes=_SIZES,
     single_file=SingleFile(
-        prefixes={"transformer": _PREFIXES},
+        prefixes={"transformer": PREFIXES},
         marks={"transformer": (_MARK,)},
-        sources={"transformer": checkpoint_names.own_code(_WEIGHTS, {"proj_mlp": 4})},
+        sources={"transformer": checkpoint_names.own_code(_WEIGHTS, SHARES)},
         is_of=_is_file,
         says=_says,
     ),

@@ -110,10 +110,6 @@ FAMILIES = (
         },
     ),
     _rented(
-        "chroma", "Chroma", "chroma", "lodestones/Chroma1-Base", "FLUX.1 without its distillation.", _DOUBLE,
-        (8.9, 4.8), licence="Apache-2.0", model=QUANTISED, times="sigmoid", modules=228,
-    ),
-    _rented(
         "lumina2", "Lumina 2", "lumina2", "Alpha-VLLM/Lumina-Image-2.0", "Small.",
         ("layers", "noise_refiner", "context_refiner"), (2.6, 2.6), licence="Apache-2.0", prefix="transformer.",
         model=_SMALL, times="sigmoid",

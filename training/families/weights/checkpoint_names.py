@@ -143,7 +143,7 @@ def own_code(table: Sequence[tuple[str, tuple[str, ...]]], shares: Mapping[str, 
         counts = [(shares or {}).get(part.rpartition(".")[2], 1) for part in names]
         rows = (sum(counts[:place]), sum(counts[: place + 1]), sum(counts)) if len(names) > 1 else None
         # The last modulation has its scale before its shift in diffusers.
-        end = "scale" if written.endswith("_norm") else end
+        end = "scale" if re.search(r"(_norm|norms\.\d+)$", written) else end
         return Source(f"{written}.{end}", rows=rows, is_swapped=stem == "norm_out.linear")
 
     return source
