@@ -1,5 +1,6 @@
-"""Writes tables of the code into the docs: settings, failure codes, and base models. Writes the queues of each kind of
-worker into the docs and the files in `deploy/`, and the files of Kubernetes for each family (`kubernetes_files.py`).
+"""Writes tables of the code into the docs: settings, failure codes, base models, layers, and prices. Writes the queues of
+each kind of worker into the docs and the files in `deploy/`, and the files of Kubernetes for each family
+(`kubernetes_files.py`).
 
 `python tools/tables.py` writes them. `--check` only compares, and exits with 1 if a file is not up to date.
 """
@@ -23,7 +24,7 @@ from core.settings import Settings
 from tasks.workers.kinds import KINDS, WorkerKind
 from training import memory_plan
 from training.backends.ai_toolkit import cards
-from training.families.record import BaseModel, Family
+from training.families.record import BaseModel, Family, Sizes
 from training.families.registry import FAMILIES
 from training.lora.file import serialize_lora
 from training.lora.readers import readers
@@ -164,8 +165,31 @@ def _fits(family: Family, gib: int) -> str:
     return ("checkpointing" if plan.checkpointing else "16 bits") + bits
 
 
+def layers() -> str:
+    """A row for each family: the layers and parameters of a LoRA of rank 4, by what it is trained on."""
+    known = {name: family.sizes for name, family in FAMILIES.items() if family.sizes is not None}
+    targets = list(dict.fromkeys(target for sizes in known.values() for target in sizes.modules))
+    head = "".join(f" `{target}` |" for target in targets)
+    rows = [f"| {name} |" + "".join(f" {_layers(sizes, one)} |" for one in targets) for name, sizes in known.items()]
+    return "\n".join([f"\n| family, at rank 4 |{head}", "| --- " * (1 + len(targets)) + "|", *rows, ""])
+
+
+def _layers(sizes: Sizes, targets: str) -> str:
+    if targets not in sizes.modules:
+        return "none"
+    return f"{sizes.modules[targets]} layers, {4 * sizes.lora[targets] / 1e6:.2f} M parameters"
+
+
+def prices() -> str:
+    """A row for each family: its price."""
+    rows = [f"| {name} | {one.price.credits} | {one.price.resolution} |\n" for name, one in FAMILIES.items()]
+    return "".join(["\n| family | rate, credits per 1,000 steps | native resolution |\n| --- | --- | --- |\n", *rows])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "settings.md": settings,
+    "task.md": prices,
+    "recipe.md": layers,
     "troubleshooting.md": failures,
     "base-models.md": base_models,
 }

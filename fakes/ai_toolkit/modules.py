@@ -1,12 +1,17 @@
 """The linear layers of the standard models, as ai-toolkit's LoRA files name them, with inputs and outputs."""
 
+import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from training.families.record import Family
 from training.families.registry import FAMILIES
 
 Widths = tuple[int, int]  # inputs and outputs
+# Of the transformers, from diffusers' modules: written by tools/model_layers.py.
+_LAYERS = json.loads(Path(__file__).with_name("layers.json").read_text(encoding="utf-8"))
 
 
 def modules_of(family: str, network: Mapping[str, Any]) -> dict[str, Widths]:
@@ -24,45 +29,15 @@ def _all(name: str) -> Iterator[tuple[str, Widths]]:
     family = FAMILIES[name]
     if "unet" in family.classes:
         yield from _unet(family.configs["unet"])
-    elif name == "z-image":
-        sides = {f"attention.to_{part}": (3840, 3840) for part in ("q", "k", "v", "out.0")}
-        sides |= {"feed_forward.w1": (3840, 10240), "feed_forward.w2": (10240, 3840), "feed_forward.w3": (3840, 10240)}
-        yield from _blocks("layers", 30, sides | {"adaLN_modulation.0": (256, 15360)})
-    elif name.startswith("flux2-klein"):
-        config = family.configs["transformer"]
-        width = 128 * config["num_attention_heads"]
-        double: dict[str, Widths] = {}
-        for stream in ("img", "txt"):
-            double |= {f"{stream}_attn.qkv": (width, 3 * width), f"{stream}_attn.proj": (width, width)}
-            double |= {f"{stream}_mlp.0": (width, 6 * width), f"{stream}_mlp.2": (3 * width, width)}
-        yield from _blocks("double_blocks", config["num_layers"], double)
-        single = {"linear1": (width, 9 * width), "linear2": (4 * width, width)}
-        yield from _blocks("single_blocks", config["num_single_layers"], single)
-    elif name == "flux1":
-        parts = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-        sides = {f"attn.{part}": (3072, 3072) for part in parts}
-        for stream in ("ff", "ff_context"):
-            sides |= {f"{stream}.net.0.proj": (3072, 12288), f"{stream}.net.2": (12288, 3072)}
-        sides |= {"norm1.linear": (3072, 18432), "norm1_context.linear": (3072, 18432)}
-        yield from _blocks("transformer_blocks", 19, sides)
-        single = {f"attn.to_{part}": (3072, 3072) for part in "qkv"}
-        single |= {"proj_mlp": (3072, 12288), "proj_out": (15360, 3072), "norm.linear": (3072, 9216)}
-        yield from _blocks("single_transformer_blocks", 38, single)
-    elif name == "qwen-image":
-        parts = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-        sides = {f"attn.{part}": (3072, 3072) for part in parts}
-        for stream in ("img", "txt"):
-            sides |= {f"{stream}_mlp.net.0.proj": (3072, 12288), f"{stream}_mlp.net.2": (12288, 3072)}
-            sides |= {f"{stream}_mod.1": (3072, 18432)}
-        yield from _blocks("transformer_blocks", 60, sides)
+    elif name in _LAYERS:
+        numbers: Counter[str] = Counter()
+        for block, count, layers in _LAYERS[name]:
+            for number in range(numbers[block], numbers[block] + count):
+                for layer, (inputs, outputs) in layers.items():
+                    yield f"{block}.{number}.{layer}", (inputs, outputs)
+            numbers[block] += count
     else:
         yield from _example(family)
-
-
-def _blocks(prefix: str, count: int, sides: Mapping[str, Widths]) -> Iterator[tuple[str, Widths]]:
-    for number in range(count):
-        for layer, widths in sides.items():
-            yield f"{prefix}.{number}.{layer}", widths
 
 
 def _example(family: Family) -> Iterator[tuple[str, Widths]]:

@@ -14,6 +14,7 @@ from credits.ledger import Hold
 from jobs.view import JobView, view_of
 from storage.picture_report import StoredReport
 from storage.tables.jobs import Job, JobPicture, PictureState, Stage, Status
+from training.families.registry import FAMILIES
 from training.spec import TrainSpec
 
 SCHEMA = Path(__file__).with_name("job_view.json")
@@ -141,6 +142,8 @@ def test_the_schema_is_the_one_that_applications_know() -> None:
 
 def without_prose(schema: Any, *, are_names: bool = False) -> Any:
     """A schema without its titles and descriptions, which change no value. `are_names`: the keys name fields."""
+    if schema == list(FAMILIES):
+        return ["each family of the registry"]  # a new one is not a change for every application
     if isinstance(schema, list):
         return [without_prose(entry) for entry in schema]
     if not isinstance(schema, dict):

@@ -10,7 +10,7 @@ import pytest
 from core.errors import LoraInvalid
 from fakes.ai_toolkit.modules import modules_of
 from training.backends.ai_toolkit.convert import _modules, convert_lora
-from training.families.registry import BASE_MODELS, FAMILIES
+from training.families.registry import BASE_MODELS, FAMILIES, trained_here
 from training.lora import file as lora_file
 from training.lora.formats import serialize_as
 from training.lora.inspect import inspect
@@ -143,6 +143,22 @@ def test_a_fused_layer_of_flux2_becomes_three_of_diffusers(tmp_path: Path) -> No
     assert np.array_equal(got, product(tensors, FUSED, (".lora_A.weight", ".lora_B.weight")))
 
 
+def test_a_fused_layer_of_unequal_parts_becomes_those_of_diffusers(tmp_path: Path) -> None:
+    """Query, key, value and the four times wider input of the feed-forward layer of Chroma's single blocks."""
+    stem, chance = "diffusion_model.single_blocks.7.linear1", np.random.default_rng(3)
+    down, up = chance.normal(size=(4, 24)).astype(np.float32), chance.normal(size=(70, 4)).astype(np.float32)
+    tensors = {f"{stem}.lora_A.weight": tensor(down, "BF16"), f"{stem}.lora_B.weight": tensor(up, "BF16")}
+    asked = TrainSpec(base_model="me/chroma", family="chroma", trigger_word="sks", rank=4, alpha=4.0, seed=1)
+    source, out = written(tmp_path / "theirs.safetensors", tensors), tmp_path / "ours.safetensors"
+    convert_lora(source, out, asked, EXAMPLES, dataset_sha256="d" * 64, base_model="me/chroma")
+    ours, _ = unpack(out.read_bytes())
+    block = "transformer.single_transformer_blocks.7."
+    shapes = {f"{block}attn.to_{part}": (10, 4) for part in "qkv"} | {f"{block}proj_mlp": (40, 4)}
+    assert {name: ours[f"{name}.lora_B.weight"].shape for name in shapes} == shapes
+    got = np.concatenate([product(ours, name, (".lora_A.weight", ".lora_B.weight")) for name in shapes])
+    assert np.array_equal(got, product(tensors, stem, (".lora_A.weight", ".lora_B.weight")))
+
+
 def test_a_family_that_only_the_server_trains_keeps_its_names(tmp_path: Path) -> None:
     stem = "diffusion_model.blocks.3.attn.wq"
     tensors = {
@@ -176,7 +192,7 @@ def test_a_file_with_fewer_layers_than_the_family_has_is_refused(
         convert_lora(source, out, asked, EXAMPLES, dataset_sha256="d" * 64, base_model=known)
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "z-image", "flux2-klein-4b", "flux2-klein-9b", "qwen-image", "flux1"])
+@pytest.mark.parametrize("name", [name for name in trained_here() if FAMILIES[name].toolkit is not None])
 @pytest.mark.parametrize("targets", ["attention", "all"])
 def test_the_stand_in_server_trains_as_many_layers_as_the_family_has(name: str, targets: str) -> None:
     family = FAMILIES[name]
