@@ -63,6 +63,12 @@ MODULES: dict[str, dict[str, tuple[int, int]]] = {
     },
 }
 MODULES["chroma"] = MODULES["flux1"]
+MODULES["sd35-large"] = {
+    **{f"{BLOCK}.attn.{name}": (64, 64) for name in DOUBLE},
+    f"{BLOCK}.ff.net.0.proj": (256, 64),
+    f"{BLOCK}.ff_context.net.2": (64, 256),
+    "transformer_blocks.1.ff.net.2": (64, 256),
+}
 EVERY = tuple(MODULES)
 UP_DOWN = (".lora_down.weight", ".lora_up.weight")
 A_B = (".lora_A.weight", ".lora_B.weight")

@@ -1,5 +1,5 @@
-"""Writes tables of the code into the docs: settings, failure codes, base models, layers, and prices. Writes the queues of
-each kind of worker into the docs and the files in `deploy/`, and the files of Kubernetes for each family
+"""Writes tables of the code into the docs: settings, failure codes, base models, layers, and prices. Writes the queues
+of each kind of worker into the docs and the files in `deploy/`, and the files of Kubernetes for each family
 (`kubernetes_files.py`).
 
 `python tools/tables.py` writes them. `--check` only compares, and exits with 1 if a file is not up to date.

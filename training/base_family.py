@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from core.errors import BaseModelUnavailable
+from training.families.record import Family
 from training.families.registry import FAMILIES
 from training.lora import safetensor
 
@@ -27,6 +28,16 @@ def family_of_names(path: Path, kinds: Mapping[str, str]) -> str:
     )
 
 
+def _likeness(folder: Path, family: Family) -> int:
+    """How much of the configuration of a family's standard denoiser a folder has: sizes of one model are families."""
+    try:
+        config = json.loads((folder / family.denoiser / "config.json").read_text(encoding="utf-8"))
+        wanted = json.loads(json.dumps(family.configs[family.denoiser]))
+        return sum(name in config and config[name] == value for name, value in wanted.items())
+    except (OSError, ValueError, TypeError):
+        return 0
+
+
 def family_of_base(location: str) -> str | None:
     """The family of a base model given as a file or folder; None for a hub id, or if it is unknown.
 
@@ -37,7 +48,8 @@ def family_of_base(location: str) -> str | None:
         if path.is_dir():
             index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
             pipeline = index.get("_class_name")
-            return next((name for name, family in FAMILIES.items() if family.pipeline == pipeline), None)
+            known = [family for family in FAMILIES.values() if family.pipeline == pipeline]
+            return max(known, key=lambda family: _likeness(path, family)).name if known else None
         if path.suffix == ".safetensors" and path.is_file():
             return family_of_names(path, safetensor.check_layout(path)[0])
     except (OSError, ValueError, AttributeError, RecursionError, BaseModelUnavailable):

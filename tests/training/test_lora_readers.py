@@ -154,14 +154,17 @@ def test_they_are_whole_after_a_conversion(modules: str, to: str) -> None:
 
 @pytest.mark.parametrize("family", [name for name in FLOWS if name not in ("z-image", "flux1", "chroma")])
 @pytest.mark.parametrize("to", ["kohya", "comfyui", "peft"])
-def test_every_form_of_a_transformer_is_read_whole(family: str, to: str) -> None:
-    """kohya's and ComfyUI's forms of FLUX.2 have the names of its own code: query, key and value are one layer."""
+def test_every_form_of_a_transformer_is_read_as_its_record_says(family: str, to: str) -> None:
+    """kohya's and ComfyUI's forms of FLUX.2 have the names of its own code: query, key and value are one layer.
+
+    diffusers does not know those of Stable Diffusion 3.5.
+    """
     lora = read_lora(written(family, "peft with alphas"))
     lora.family = family
     data = serialize_as(lora, to)
-    assert seen(data, family) == "whole"
     again = read_lora(data)
     again.family = family
+    assert readers(again)["diffusers"].split(" (")[0] == seen(data, family)
     assert readers(again)["ComfyUI"] == "whole"
     again.other_family, again.problems = None, []
     assert seen(serialize_as(again, "peft"), family) == "whole"

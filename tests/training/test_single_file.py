@@ -47,12 +47,21 @@ def single(bases: Bases, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     return make
 
 
-@pytest.mark.parametrize("family", LOCAL)
+@pytest.mark.parametrize("family", [*LOCAL, "sd35-medium"])
 def test_it_tells_its_family(family: str, single: Callable[[str], Path], tmp_path: Path) -> None:
     assert family_of_base(str(single(family))) == family
     other = tmp_path / "other.safetensors"
     save_file({"encoder.conv_in.weight": torch.zeros(1)}, other)
     assert family_of_base(str(other)) is None
+
+
+@pytest.mark.parametrize("family", ["flux2-klein-9b", "sd35-medium"])
+def test_a_folder_tells_the_size_of_its_model(family: str, tmp_path: Path) -> None:
+    """Sizes of one model are families with one pipeline."""
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": FAMILIES[family].pipeline}))
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(FAMILIES[family].configs["transformer"]))
+    assert family_of_base(str(tmp_path)) == family
 
 
 @pytest.mark.parametrize(("family", "part"), [("sd15", ""), ("sdxl", ""), ("sdxl", "_2")])
@@ -204,9 +213,15 @@ SIZES = {
     ("qwen-image", "transformer"): 20_430_401_088,
     ("flux1", "transformer"): 11_901_408_320,
     ("chroma", "transformer"): 8_899_983_424,
+    ("sd35-large", "transformer"): 8_056_627_520,
+    ("sd35-medium", "transformer"): 2_243_171_520,
     ("z-image", "vae"): 83_819_683,
     ("z-image", "text_encoder"): 4_022_468_096,
 }
+
+
+# Families whose converter in diffusers is checked row by row, with its name there.
+CONVERTED = {"flux1": "flux", "chroma": "chroma", "sd35-large": "sd3", "sd35-medium": "sd3"}
 
 
 @pytest.mark.parametrize(("family", "part"), list(SIZES))
@@ -227,8 +242,8 @@ def test_shapes_of_the_published_models(family: str, part: str) -> None:
             back = utils.convert_ldm_unet_checkpoint(names, config)
         elif family == "z-image":
             back = utils.convert_z_image_transformer_checkpoint_to_diffusers(names)
-        elif family in ("flux1", "chroma"):
-            convert = getattr(utils, f"convert_{family.rstrip('1')}_transformer_checkpoint_to_diffusers")
+        elif family in CONVERTED:
+            convert = getattr(utils, f"convert_{CONVERTED[family]}_transformer_checkpoint_to_diffusers")
             back = rows_converted(network, layout.sources[part], config, convert)
         elif family == "qwen-image":
             back = {found.name: None for found in sources}  # diffusers' own names

@@ -119,6 +119,7 @@ GOLDEN = {
     ("qwen-image", "flow"): (2.399851, 2.019913),
     ("flux1", "flow"): (1.971550, 2.255299),
     ("chroma", "flow"): (2.029385, 2.133286),
+    ("sd35-large", "flow"): (1.973772, 1.853252),
 }
 
 
@@ -193,7 +194,9 @@ def full_size(family: str) -> Any:
 # of sdxl; in z-image one modulation in each block. FLUX.2: eight linears in each double block and two in each single
 # one; and all: four more in each double block. FLUX.1: eight linears in each double block and three in each single
 # one; and all: four and two more. Chroma: as FLUX.1, with one more in each single block. Qwen-Image: eight linears in
-# each of 60 blocks; and all: four more.
+# each of 60 blocks; and all: four more. Stable
+# Diffusion 3.5: eight linears in each of 38 or 24 blocks, but seven in the last one, and in Medium four more in 13 of
+# them; and all: four more, but two in the last one.
 @pytest.mark.parametrize(
     ("family", "targeted", "modules"),
     [
@@ -202,6 +205,8 @@ def full_size(family: str) -> Any:
         *[("sd15", "convolutions", 278), ("sdxl", "convolutions", 788)],
         *[("flux2-klein-4b", "attention", 80), ("flux2-klein-9b", "attention", 112), ("qwen-image", "attention", 480)],
         *[("flux1", "attention", 266), ("flux1", "all", 418), ("chroma", "attention", 304), ("chroma", "all", 418)],
+        *[("sd35-large", "attention", 303), ("sd35-large", "all", 453)],
+        *[("sd35-medium", "attention", 243), ("sd35-medium", "all", 337)],
         *[("flux2-klein-4b", "all", 100), ("flux2-klein-9b", "all", 144), ("qwen-image", "all", 720)],
     ],
 )

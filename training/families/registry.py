@@ -1,7 +1,7 @@
 """The families and base models that this installation knows, by name. Does not import torch."""
 
 from training.families.record import BaseModel, Family
-from training.families.records import chroma, flux1, flux2_klein, qwen_image, rented, stable_diffusion, z_image
+from training.families.records import chroma, flux1, flux2_klein, qwen_image, rented, sd35, stable_diffusion, z_image
 
 FAMILIES: dict[str, Family] = {}
 BASE_MODELS: dict[str, BaseModel] = {}  # those with a short name
@@ -27,6 +27,8 @@ for _family in (
     qwen_image.FAMILY,
     flux1.FAMILY,
     chroma.FAMILY,
+    sd35.LARGE,
+    sd35.MEDIUM,
     *rented.FAMILIES,
 ):
     register(_family)
