@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from training.families.record import AiToolkit, BaseModel, Drawing, Family, LoraNames, Naming, Price, SingleFile, Sizes
 from training.families.records import flux1
 from training.families.records.encoder_configs import FLUX_AUTOENCODER, FLUX_SCHEDULER, T5_XXL
+from training.families.records.lora_files import NO_DORA
 from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
 from training.families.weights import checkpoint_names
 
@@ -112,5 +113,5 @@ FAMILY = Family(
         layers={"attention": ("img_attn", "txt_attn", "linear1"), "all": ("double_blocks", "single_blocks")},
         billions=(8.9, 4.8),
     ),
-    refused={"adapter.dora": "no program reads a DoRA of Chroma"},
+    refused=NO_DORA,
 )  # fmt: skip

@@ -18,7 +18,7 @@ from training.families.record import (
     WrittenModule,
 )
 from training.families.records.encoder_configs import CLIP_L, FLUX_AUTOENCODER, FLUX_SCHEDULER, T5_XXL
-from training.families.records.lora_files import KOHYA, PEFT, alike, of_own_code
+from training.families.records.lora_files import KOHYA, NO_DORA, PEFT, alike, of_own_code
 from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
 from training.families.weights import checkpoint_names
 
@@ -238,5 +238,5 @@ FAMILY = Family(
             ),
         ),
     ),
-    refused={"adapter.dora": "no program reads a DoRA of FLUX.1"},
+    refused=NO_DORA,
 )  # fmt: skip

@@ -17,7 +17,7 @@ from training.families.record import (
     WrittenModule,
 )
 from training.families.records.encoder_configs import FLUX_SCHEDULER, QWEN3_4B, QWEN3_8B, autoencoder
-from training.families.records.lora_files import KOHYA, PEFT, alike, of_own_code
+from training.families.records.lora_files import KOHYA, NO_DORA, PEFT, alike, of_own_code
 from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
 from training.families.weights import checkpoint_names
 
@@ -236,8 +236,8 @@ def _klein(
             is_of=_is_file(range(fewest, doubles + 1), singles),
         ),
         toolkit=_toolkit(size, billions),
-        refused={
-            "adapter.dora": "no program reads a DoRA of FLUX.2",
+        refused=NO_DORA
+        | {
             "objective.noise_offset": "the patches of FLUX.2 have no channel that is the brightness",
         },
         **more,

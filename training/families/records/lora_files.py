@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from training.families.record import WrittenModule
 from training.lora.suffixes import PAIRS
 
+NO_DORA = {"adapter.dora": "no program reads a DoRA of this family"}
 KOHYA, PEFT = PAIRS[0][0], PAIRS[1][0]  # of the down matrix
 
 

@@ -17,7 +17,7 @@ from training.families.record import (
     WrittenModule,
 )
 from training.families.records.encoder_configs import QWEN2_5_VL_7B
-from training.families.records.lora_files import KOHYA, PEFT, alike, underscored
+from training.families.records.lora_files import KOHYA, NO_DORA, PEFT, alike, underscored
 from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
 from training.families.weights import checkpoint_names
 
@@ -168,5 +168,5 @@ FAMILY = Family(
             ),
         ),
     ),
-    refused={"adapter.dora": "no program reads a DoRA of Qwen-Image"},
+    refused=NO_DORA,
 )  # fmt: skip

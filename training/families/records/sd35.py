@@ -18,7 +18,7 @@ from training.families.record import (
     WrittenModule,
 )
 from training.families.records.encoder_configs import CLIP_BIG_G, CLIP_L, T5_XXL, autoencoder
-from training.families.records.lora_files import PEFT, alike, underscored
+from training.families.records.lora_files import NO_DORA, PEFT, alike, underscored
 from training.families.weights import checkpoint_names
 
 _BLOCK = r"transformer_blocks\.\d+\."
@@ -195,7 +195,7 @@ def _sd35(size: str, config: Mapping[str, Any], about: str, **more: Any) -> Fami
             is_of=_is_file(has_dual),
             left_over=re.compile(r"text_encoders\..*"),
         ),
-        refused={"adapter.dora": "no program reads a DoRA of Stable Diffusion 3.5"},
+        refused=NO_DORA,
         **more,
     )  # fmt: skip
 
