@@ -11,16 +11,20 @@ _PRICED_STEPS = 1000
 
 @dataclass(frozen=True)
 class Rate:
-    """Credits for 1,000 steps at a native resolution (in pixels, of a square)."""
+    """Credits for 1,000 steps at a native resolution (in pixels, of a square).
+
+    beside: the work in each step that does not depend on the resolution, as a share of a step at the native one.
+    """
 
     credits: int
     resolution: int
+    beside: Fraction = Fraction(0)
 
 
 def price(rate: Rate, steps: int, resolution: int) -> int:
     """The price of a training of `steps` steps on pictures of `resolution`² pixels, in credits, at least 1.
 
-        ceil(rate × steps × resolution² / (1000 × native²))
+        ceil(rate × steps × (resolution² / native² + beside) / 1000)
 
     The computation is exact, so that the price shown is the price charged. Example: 100 credits at 512 pixels, 1,500
     steps, 768 pixels: 100 × 1500 × 768² / (1000 × 512²) = 337.5, so 338 credits. Raises SpecInvalid: a negative rate,
@@ -48,7 +52,7 @@ def price_per_step(rate: Rate, resolution: int) -> Fraction:
     """The exact price of one step, in credits. Raises SpecInvalid for a negative rate."""
     if rate.credits < 0:
         raise SpecInvalid.of({"prices": "a price must not be negative"})
-    return Fraction(rate.credits * resolution**2, _PRICED_STEPS * rate.resolution**2)
+    return Fraction(rate.credits, _PRICED_STEPS) * (Fraction(resolution**2, rate.resolution**2) + rate.beside)
 
 
 def price_of_drawing(rate: Rate, steps: int, size: tuple[int, int]) -> int:

@@ -230,7 +230,7 @@ def price_of_steps_done(job: Job, settings: Settings) -> int:
         return 0
     spec = spec_of(job)
     steps = max(0, min(job.step, job.total_steps))
-    return price_of_part(rate_of(spec.family, settings), steps, spec.resolution)
+    return price_of_part(rate_of(spec, settings), steps, spec.resolution)
 
 
 def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **values: Any) -> bool:

@@ -13,7 +13,7 @@ from credits.price import price_of_part, price_per_step
 from jobs.admission.live import live_devices
 from jobs.admission.queues import queue_of
 from jobs.requests import training_request
-from jobs.requests.prices import credits_for, rate_of
+from jobs.requests.prices import credits_for, rate_of, work_of_step
 from jobs.services import Services
 from storage.tables.jobs import Job, Status
 from storage.tables.remote import PodState, RentedPod
@@ -46,10 +46,10 @@ def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
     """Price and duration of a request; nothing is started. Raises SpecInvalid."""
     request = training_request.parse(arguments, services.settings, services.sources)
     steps = request.spec.steps(len(request.envelope.images))
-    spec, family = request.spec, FAMILIES[request.spec.family]
-    rate = rate_of(spec.family, services.settings)
+    spec = request.spec
+    rate = rate_of(spec, services.settings)
     with services.database.reading() as session:
-        seconds_per_step = _measured(session, request.spec)
+        seconds_per_step = _measured(session, spec)
         pod_start_s = _pod_start_s(session, services.settings, request.spec)
         available = ledger.balance(session, request.envelope.owner_id).available
     return Quote(
@@ -58,7 +58,7 @@ def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
         cancelled_half_way=price_of_part(rate, steps // 2, spec.resolution),
         available=available,
         steps=steps,
-        seconds=round(pod_start_s + steps * (seconds_per_step or family.seconds_per_step), 1),
+        seconds=round(pod_start_s + steps * (seconds_per_step or _guessed(spec)), 1),
         measured=seconds_per_step is not None,
         memory_gb=_memory_gb(spec),
         licence=licence_of(spec.base_model),
@@ -67,7 +67,12 @@ def quote(services: Services, arguments: Mapping[str, Any]) -> Quote:
 
 def expected_seconds(session: Session, spec: TrainSpec, steps: int) -> float:
     """How long the train stage of a job will take, as far as it is known."""
-    return steps * (_measured(session, spec) or FAMILIES[spec.family].seconds_per_step)
+    return steps * (_measured(session, spec) or _guessed(spec))
+
+
+def _guessed(spec: TrainSpec) -> float:
+    """Seconds per step on one consumer GPU."""
+    return FAMILIES[spec.family].seconds_per_step * work_of_step(spec)
 
 
 def _memory_gb(spec: TrainSpec) -> float | None:
@@ -90,16 +95,24 @@ def _measured(session: Session, spec: TrainSpec) -> float | None:
 
 
 def _median(session: Session, spec: TrainSpec, condition: Any) -> float | None:
-    """Median seconds per step of the newest 9 trainings with this family, backend, resolution and batch size."""
+    """Median seconds per step of the newest 9 trainings with this family, backend, resolution and batch size.
+
+    Those of trainings that also trained text encoders, or did not, are converted by the work of a step.
+    """
     rows = session.exec(
-        select(Job.seconds_per_step)
+        select(Job.seconds_per_step, Job.spec)
         .where(Job.status == Status.READY, col(Job.seconds_per_step).is_not(None), condition)
         .where(Job.family == spec.family, Job.backend == spec.backend)
         .where(Job.resolution == spec.resolution, Job.batch_size == spec.batch_size)
         .order_by(col(Job.finished_at).desc())
         .limit(9)
     ).all()
-    seconds = sorted(row for row in rows if row is not None)
+    with_text = [bool((stored.get("adapter") or {}).get("text_encoder")) for _, stored in rows]
+    work = {on: work_of_step(spec.model_copy(update={"adapter": spec.adapter.model_copy(update={"text_encoder": on})}))
+            for on in set(with_text)}  # fmt: skip
+    seconds = sorted(
+        row * work_of_step(spec) / work[on] for (row, _), on in zip(rows, with_text, strict=True) if row is not None
+    )
     return seconds[len(seconds) // 2] if seconds else None
 
 

@@ -1,5 +1,8 @@
 """Prices are whole credits, never nothing, and what the formula says."""
 
+from fractions import Fraction
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,9 +10,11 @@ from hypothesis import strategies as st
 from core.errors import SpecInvalid
 from core.settings import Settings
 from credits.price import Rate, price, price_of_part, price_per_step
-from jobs.requests.prices import rate_of
+from jobs.requests.prices import credits_for, rate_of, work_of_step
 from training.families.registry import FAMILIES
+from training.spec import TrainSpec
 
+WORK = 17  # thousandths of a step of sd15 at 512 px, by counting
 SD15, SDXL = Rate(100, 512), Rate(400, 1024)
 RATES = st.sampled_from([Rate(family.price.credits, family.price.resolution) for family in FAMILIES.values()])
 STEPS = st.integers(1, 100_000)
@@ -34,8 +39,22 @@ def test_the_formula(rate: Rate, steps: int, resolution: int, credits_: int) -> 
 
 def test_settings_come_before_the_record() -> None:
     settings = Settings(_env_file=None, prices={"sd15": 250})
-    assert rate_of("sd15", settings) == Rate(250, 512)
-    assert rate_of("sdxl", settings) == SDXL
+    assert rate_of(spec("sd15"), settings) == Rate(250, 512)
+    assert rate_of(spec("sdxl"), settings) == SDXL
+
+
+def spec(family: str, **more: Any) -> TrainSpec:
+    return TrainSpec.model_validate({"base_model": family, "trigger_word": "sks", "seed": 1, **more})
+
+
+def test_text_encoders_cost_their_share_of_a_step_at_every_resolution() -> None:
+    settings = Settings(_env_file=None, prices={"sd15": 1000})
+    for resolution, share in ((512, 1), (256, Fraction(1, 4))):
+        plain, trained = (spec("sd15", resolution=resolution, adapter={"text_encoder": on}) for on in (False, True))
+        assert credits_for(plain, 1000, settings) == 1000 * share
+        assert credits_for(trained, 1000, settings) == 1000 * share + WORK
+        assert work_of_step(plain) == 1
+        assert work_of_step(trained) == pytest.approx(1 + WORK / 1000 / share)
 
 
 @given(RATES, STEPS, RESOLUTIONS)

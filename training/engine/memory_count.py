@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from training import families
 from training.engine.lora_layers import LoRALayers
@@ -252,7 +253,20 @@ def _text_sizes(family: FamilyCode) -> TextSizes:
         lora=sum(site.inputs + site.outputs for site in sites),
         modules=len(sites),
         sample=max(0, with_text.step - without.step),
+        work=_text_work(family),
     )
+
+
+def _text_work(family: FamilyCode) -> int:
+    """See `TextSizes.work`: the operations of a step with the text encoders and of one without, counted."""
+    side = family.record.price.resolution // family.record.latent_pixels
+    config = family.record.configs[family.parts[0]]
+    counted: list[int] = []
+    for on in (True, False):
+        with FlopCounterMode(display=False) as counter:
+            count(family, config, recipe(family.name, rank=4, adapter={"text_encoder": on}), (side, side))
+        counted.append(counter.get_total_flops())
+    return round(1000 * counted[0] / counted[1]) - 1000
 
 
 def _line(family: FamilyCode, config: Mapping[str, Any], *, checkpointing: bool) -> tuple[int, int]:

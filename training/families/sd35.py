@@ -138,8 +138,9 @@ def predict(base: Base, mixed: Tensor, times: Tensor, conditions: Sequence[Condi
 
 def levels(base: Base, count: int, _size: tuple[int, int]) -> Tensor:
     """`count` times from 1 down, evenly spaced to the last of the scheduler's, then shifted as in diffusers."""
-    shift = torch.tensor(base.schedule.shift)
-    return flow.shifted(torch.linspace(1.0, float(flow.shifted(torch.tensor(0.001), shift)), count), float(shift))
+    shift: float = base.schedule.shift
+    last = float(flow.shifted(torch.tensor(0.001), shift))
+    return flow.shifted(torch.linspace(1.0, last, count), shift)
 
 
 def decode(base: Base, latents: Tensor) -> Tensor:

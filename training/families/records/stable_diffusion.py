@@ -192,7 +192,7 @@ SD15 = Family(
         sample=(5657088, 211726),
         checkpointed=(1835008, 57696),
         spatial=544000,
-        text=TextSizes(parameters=123060480, lora=165888, modules=72, sample=31279104),
+        text=TextSizes(parameters=123060480, lora=165888, modules=72, sample=31279104, work=17),
     ),
     single_file=SingleFile(
         prefixes={
@@ -293,7 +293,7 @@ SDXL = Family(
         sample=(37750784, 369112),
         checkpointed=(11945472, 33440),
         spatial=355840,
-        text=TextSizes(parameters=817720320, lora=903168, modules=264, sample=171779584),
+        text=TextSizes(parameters=817720320, lora=903168, modules=264, sample=171779584, work=31),
     ),
     single_file=SingleFile(
         prefixes={
