@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.samples import FULL, SEED
+from tests.samples import FULL, SEED, other_databases
 from tests.slowest import place
 
 try:
@@ -30,12 +30,29 @@ if hypothesis is not None:
     hypothesis.settings.load_profile("imprint")
 
 
+WHOLE = "IMPRINT_TEST_WHOLE"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell the processes of pytest-xdist whether somebody named tests, or runs them all."""
+    if not hasattr(config, "workerinput"):
+        named = config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.getoption("keyword")
+        os.environ[WHOLE] = "0" if named else "1"
+
+
 def pytest_report_header() -> str:
     return "all cases of every matrix" if FULL else f"sampled cases: IMPRINT_TEST_SEED={SEED} repeats them"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slowest files come first. Tests that need a GPU skip where there is none, and only they import torch here."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The slowest files come first. Tests that need a GPU skip where there is none, and only they import torch here.
+
+    In a run of all tests, most of those of the database run on SQLite or on PostgreSQL; where tests are named, on both.
+    """
+    if os.environ[WHOLE] == "1" and not FULL:
+        left_out = other_databases(items)
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
+        items[:] = [item for item in items if item.nodeid not in left_out]
     items.sort(key=lambda item: place(item.nodeid.partition("::")[0]))
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if not needing:

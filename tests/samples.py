@@ -5,8 +5,11 @@ IMPRINT_TEST_SEED repeats a sample; pytest prints it in its header. IMPRINT_TEST
 
 import os
 import random
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
+
+import pytest
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -32,3 +35,21 @@ def paired(rows: Iterable[T], columns: Iterable[U], name: str) -> list[tuple[T, 
         return [(row, column) for row in given for column in choices]
     chance = random.Random(f"{SEED} {name}")
     return [(row, chance.choice(choices)) for row in given]
+
+
+def other_databases(items: Sequence[pytest.Item]) -> set[str]:
+    """Ids of the items to leave out, so that a test that could run on each kind of database runs on one, by the seed.
+
+    A test marked `both_databases` runs on each: what it tests is how they differ.
+    """
+    twins: defaultdict[str, list[str]] = defaultdict(list)
+    for item in items:
+        kind = (
+            item.callspec.params.get("address")
+            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+            else None
+        )
+        if kind is not None and item.get_closest_marker("both_databases") is None:
+            twins[item.nodeid.replace(str(kind), "")].append(item.nodeid)
+    chosen = {random.Random(f"{SEED} {name}").choice(each) for name, each in twins.items()}
+    return {one for each in twins.values() for one in each} - chosen

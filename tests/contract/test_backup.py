@@ -28,6 +28,8 @@ from tests.contract.jobs import put_at, request
 from tests.servers.postgres import new_database
 from tests.servers.s3 import s3_server
 
+pytestmark = pytest.mark.both_databases
+
 
 def rows(database: Database) -> dict[str, list[str]]:
     """Every row of every table but the migrations' own, as sorted text without the databases' ways with times."""

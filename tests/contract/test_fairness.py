@@ -12,6 +12,8 @@ from core.settings import Settings
 from jobs.services import Services
 from tests.servers.databases import address, postgres
 
+pytestmark = pytest.mark.both_databases
+
 __all__ = ["address", "postgres"]
 SMALL = {"ada": 3, "bob": 3, "eve": 3}
 

@@ -21,6 +21,8 @@ from jobs.services import Services
 from storage.tables.jobs import Job, JobPicture, Status
 from tests.contract.jobs import request, settings
 
+pytestmark = pytest.mark.both_databases
+
 __all__ = ["settings"]
 
 FINISHED = 3_000

@@ -59,6 +59,8 @@ from tests.contract.processes import Work, at_once
 from tests.servers.databases import BOTH
 from tests.servers.postgres import new_database
 
+pytestmark = pytest.mark.both_databases
+
 RACERS = 8
 _FORK = multiprocessing.get_context("fork")
 

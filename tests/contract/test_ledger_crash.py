@@ -13,6 +13,8 @@ from credits.audit import audit
 from storage.database import Database
 from tests.contract.processes import Work, killed_at
 
+pytestmark = pytest.mark.both_databases
+
 EXPIRES = utcnow() + timedelta(days=7)
 
 

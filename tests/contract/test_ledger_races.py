@@ -5,6 +5,7 @@ from datetime import timedelta
 from functools import partial
 from random import Random
 
+import pytest
 from sqlalchemy.orm import Session
 
 from core.clock import utcnow
@@ -15,6 +16,7 @@ from credits.ledger import Balance
 from storage.database import Database
 from tests.contract.processes import Work, at_once
 
+pytestmark = pytest.mark.both_databases
 EXPIRES = utcnow() + timedelta(days=7)
 PROCESSES = 16
 

@@ -20,6 +20,8 @@ from tests.contract.rules import (
     every_rule_is_tried,
 )
 
+pytestmark = pytest.mark.both_databases
+
 # Only there for a foreign key to point at: it cannot be broken where the primary key is not.
 NOT_BY_THEMSELVES = {"credit_hold_whose"}
 

@@ -9,6 +9,8 @@ import credits.tables
 import notifications.tables
 from storage.database import Database
 
+pytestmark = pytest.mark.both_databases
+
 MODULES = (credits.tables, notifications.tables)  # imported, so that the metadata has their tables
 OURS = {"credit_account", "credit_hold", "credit_entry", "outbox_message", "task_call"}
 

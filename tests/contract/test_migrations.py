@@ -33,6 +33,8 @@ from tests.servers.postgres import new_database
 from tests.site import ROOT
 from training.families.registry import FAMILIES
 
+pytestmark = pytest.mark.both_databases
+
 _PROCESSES = 6
 # Waits for the others, then does what every process of Imprint does first, and says which revisions it ran.
 _START = """

@@ -43,6 +43,8 @@ from tests.servers.postgres import new_database
 from training.ports import Progress
 from web.app import create_app
 
+pytestmark = pytest.mark.both_databases
+
 __all__ = ["postgres"]
 
 # Each class that means "not now": connection, resources, operator, read-only, timeouts of a session, collisions.
