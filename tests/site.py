@@ -232,12 +232,16 @@ class Site:
         return [name for name in found if job_id in name]
 
 
-def until(condition: Callable[[], bool], timeout_s: float, what: str, *, every_s: float = 0.05) -> None:
-    """Poll until `condition` holds; AssertionError after `timeout_s`. Poll less often if the condition takes a core."""
-    deadline = time.monotonic() + timeout_s
+def until(condition: Callable[[], bool], timeout_s: float, what: str, *, every_s: float = 0.02) -> None:
+    """Poll until `condition` holds; AssertionError after `timeout_s`.
+
+    The longer it has waited, the longer it sleeps, up to a fifth of a second: what is waited for needs the core.
+    """
+    began = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}"
-        time.sleep(every_s)
+        waited = time.monotonic() - began
+        assert waited < timeout_s, f"not within {timeout_s:.0f} s: {what}"
+        time.sleep(max(every_s, min(0.2, waited / 10)))
 
 
 @contextmanager
