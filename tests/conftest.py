@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.samples import FULL, SEED, other_databases
+from tests.samples import FULL, SEED, left_out
 from tests.slowest import place
 
 try:
@@ -47,12 +47,12 @@ def pytest_report_header() -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The slowest files come first. Tests that need a GPU skip where there is none, and only they import torch here.
 
-    In a run of all tests, most of those of the database run on SQLite or on PostgreSQL; where tests are named, on both.
+    A run of all tests leaves some out (tests/samples.py); where tests are named, all of them run.
     """
     if os.environ[WHOLE] == "1" and not FULL:
-        left_out = other_databases(items)
-        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
-        items[:] = [item for item in items if item.nodeid not in left_out]
+        others = left_out(items)
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in others])
+        items[:] = [item for item in items if item.nodeid not in others]
     items.sort(key=lambda item: place(item.nodeid.partition("::")[0]))
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if not needing:

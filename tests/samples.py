@@ -18,6 +18,8 @@ FULL = os.environ.get("IMPRINT_TEST_FULL", "") not in ("", "0")
 # Set for the processes of pytest-xdist too: all of them must collect the same tests.
 SEED = int(os.environ.setdefault("IMPRINT_TEST_SEED", str(random.SystemRandom().randrange(1_000_000))))
 
+FAULTS = ("tests/faults/test_run.py", "tests/faults/test_kills.py")
+
 
 def sample(cases: Iterable[T], count: int, name: str) -> list[T]:
     """`count` of the cases in their order, by the seed and by the `name` of the matrix; all of them in a full run."""
@@ -37,19 +39,30 @@ def paired(rows: Iterable[T], columns: Iterable[U], name: str) -> list[tuple[T, 
     return [(row, chance.choice(choices)) for row in given]
 
 
-def other_databases(items: Sequence[pytest.Item]) -> set[str]:
-    """Ids of the items to leave out, so that a test that could run on each kind of database runs on one, by the seed.
+def left_out(items: Sequence[pytest.Item]) -> set[str]:
+    """Ids of the items that a run of all tests leaves out, by the seed, and `make test-full` does not."""
+    return _other_databases(items) | _other_faults(items)
+
+
+def _other_databases(items: Sequence[pytest.Item]) -> set[str]:
+    """All but one of each test that could run on several kinds of database.
 
     A test marked `both_databases` runs on each: what it tests is how they differ.
     """
     twins: defaultdict[str, list[str]] = defaultdict(list)
     for item in items:
-        kind = (
-            item.callspec.params.get("address")
-            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
-            else None
-        )
+        kind = item.callspec.params.get("address") if hasattr(item, "callspec") else None
         if kind is not None and item.get_closest_marker("both_databases") is None:
             twins[item.nodeid.replace(str(kind), "")].append(item.nodeid)
     chosen = {random.Random(f"{SEED} {name}").choice(each) for name, each in twins.items()}
     return {one for each in twins.values() for one in each} - chosen
+
+
+def _other_faults(items: Sequence[pytest.Item]) -> set[str]:
+    """Half of the faults, each of which is seconds or minutes of several processes.
+
+    Those of FAULTS run always: the kills of every stage, and a short run of jobs in which every fault has its turn.
+    """
+    faults = [item.nodeid for item in items if item.nodeid.startswith("tests/faults/")]
+    drawn = [name for name in faults if not name.startswith(FAULTS)]
+    return set(drawn) - set(sample(drawn, len(drawn) // 2, "faults"))

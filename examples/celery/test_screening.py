@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from jobs.stages import intake
+from tests.samples import sample
 from tests.servers.shop import Shop
 from tests.site import RECIPE, drawing, site, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:Task name 'shop")
 
 
-@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
+@pytest.fixture(scope="module", params=sample(["redis", "rabbitmq"], 1, "brokers of the shop"))
 def shop(request: pytest.FixtureRequest, base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     settings = {"IMPRINT_SCREEN_TASK": "shop.screen", "IMPRINT_SCREEN_QUEUE": "shop"}
     settings |= {"IMPRINT_CAPTION_TASK": "shop.caption", "IMPRINT_CAPTION_QUEUE": "shop"}

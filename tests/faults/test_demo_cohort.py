@@ -22,7 +22,7 @@ def test_no_file_shows_who_trained_beside_it(tmp_path: Path) -> None:
 
 def _train(running: Site, images: list[str], seeds: list[int]) -> list[str]:
     """Jobs of the demo with these seeds, cut short, sent at once; what their files hash to."""
-    recipe = {**RECIPE, "trigger_word": TRIGGER, "max_steps": 30}
+    recipe = {**RECIPE, "trigger_word": TRIGGER, "max_steps": 10}
     jobs = [running.send(images=images, seed=seed, **recipe)["job_id"] for seed in seeds]
     until(lambda: all(running.view(job)["status"] in ("ready", "failed") for job in jobs), 240, "all are done")
     views = [running.view(job) for job in jobs]

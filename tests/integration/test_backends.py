@@ -21,7 +21,7 @@ from training.families.registry import trained_here
 from training.spec import TrainSpec
 
 
-@pytest.mark.parametrize("server", [redis_server, rabbitmq_server], ids=["redis", "rabbitmq"])
+@pytest.mark.parametrize("server", sample([redis_server, rabbitmq_server], 1, "queues of local workers"))
 def test_local_workers_and_their_queues(server: Any, base_model: Path, tmp_path: Path) -> None:
     with server(tmp_path / "broker") as broker:
         site = Site(tmp_path / "site", base_model, broker.url, IMPRINT_DEVICE="cpu")

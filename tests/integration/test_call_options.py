@@ -15,6 +15,7 @@ from celery.result import AsyncResult
 from jobs import service
 from jobs.owners import accounts
 from tests.docs.pages import section, table_rows
+from tests.samples import sample
 from tests.site import RECIPE, ROOT, Site, View, site, until
 
 NAMES = ("by name", "by position", "partial", "countdown, eta", "priority", "expires", "headers", "shadow", "task_id",
@@ -60,7 +61,7 @@ def refused(sent: AsyncResult) -> dict[str, str]:
     return faults
 
 
-@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
+@pytest.fixture(scope="module", params=sample(["redis", "rabbitmq"], 1, "brokers of call options"))
 def door(request: pytest.FixtureRequest, base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     folder = tmp_path_factory.mktemp(request.param)
     with site(folder, base_model, start=(), broker=request.param, IMPRINT_RELAUNCH_AFTER_S="600") as made:

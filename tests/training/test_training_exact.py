@@ -82,13 +82,13 @@ def test_half_precision_resumes_exactly_and_stays_it(runs: Runs, caplog: pytest.
 
 @pytest.mark.usefixtures("quick")
 def test_hand_over_checkpoints_at_the_step_it_is_at(runs: Runs) -> None:
-    whole = train(runs(name="whole", max_steps=200))
+    whole = train(runs(name="whole", max_steps=60))
     kept = MemoryCheckpoints()
-    run = runs(name="part", max_steps=200, every=1000, checkpoints=kept, control=Watcher(4, HandOver()))
+    run = runs(name="part", max_steps=60, every=1000, checkpoints=kept, control=Watcher(4, HandOver()))
     with pytest.raises(HandOver):
         train(run)
     (at,) = kept.steps()
-    assert 4 <= at < 200
+    assert 4 <= at < 60
     assert not run.out.exists()
     rest = train(replace(run, control=Watcher()))
     assert rest.resumed_from == at
