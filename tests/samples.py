@@ -18,8 +18,6 @@ FULL = os.environ.get("IMPRINT_TEST_FULL", "") not in ("", "0")
 # Set for the processes of pytest-xdist too: all of them must collect the same tests.
 SEED = int(os.environ.setdefault("IMPRINT_TEST_SEED", str(random.SystemRandom().randrange(1_000_000))))
 
-FAULTS = ("tests/faults/test_run.py", "tests/faults/test_kills.py")
-
 
 def sample(cases: Iterable[T], count: int, name: str) -> list[T]:
     """`count` of the cases in their order, by the seed and by the `name` of the matrix; all of them in a full run."""
@@ -41,7 +39,7 @@ def paired(rows: Iterable[T], columns: Iterable[U], name: str) -> list[tuple[T, 
 
 def left_out(items: Sequence[pytest.Item]) -> set[str]:
     """Ids of the items that a run of all tests leaves out, by the seed, and `make test-full` does not."""
-    return _other_databases(items) | _other_faults(items)
+    return _other_databases(items) | _undrawn(items)
 
 
 def _other_databases(items: Sequence[pytest.Item]) -> set[str]:
@@ -58,11 +56,7 @@ def _other_databases(items: Sequence[pytest.Item]) -> set[str]:
     return {one for each in twins.values() for one in each} - chosen
 
 
-def _other_faults(items: Sequence[pytest.Item]) -> set[str]:
-    """Half of the faults, each of which is seconds or minutes of several processes.
-
-    Those of FAULTS run always: the kills of every stage, and a short run of jobs in which every fault has its turn.
-    """
-    faults = [item.nodeid for item in items if item.nodeid.startswith("tests/faults/")]
-    drawn = [name for name in faults if not name.startswith(FAULTS)]
-    return set(drawn) - set(sample(drawn, len(drawn) // 2, "faults"))
+def _undrawn(items: Sequence[pytest.Item]) -> set[str]:
+    """Half of the tests that are marked `drawn`: each takes tens of seconds of several processes."""
+    marked = [item.nodeid for item in items if item.get_closest_marker("drawn")]
+    return set(marked) - set(sample(marked, len(marked) // 2, "drawn"))

@@ -105,6 +105,7 @@ def imprint(on: Machine, *arguments: str) -> Any:
 
 
 @pytest.mark.timeout(900)  # a minute on a quiet machine; it boots, trains twice and starts everything twice
+@pytest.mark.drawn
 def test_from_an_empty_machine_to_a_lora_over_an_update(debian: Machine) -> None:
     # ---- install, set, start: as the page says ----
     debian.do(typed(INSTALL))

@@ -14,6 +14,8 @@ from tests.samples import FULL
 from tests.servers.redis import redis_server
 from tests.site import RECIPE, ROOT, Site, site, until
 
+pytestmark = pytest.mark.drawn
+
 GONE_S = 60.0 if FULL else 12.0
 
 # Launches, loses the connection to the results while pictures of that job have theirs, and launches again.

@@ -37,7 +37,7 @@ TIME_S = 240 + 3 * JOBS
 # How long a message of a killed worker waits in Redis.
 VISIBILITY_S = 10
 
-pytestmark = pytest.mark.timeout(TIME_S + 300)
+pytestmark = [pytest.mark.timeout(TIME_S + 300), pytest.mark.drawn]
 
 READY, CANCELLED = ("use_lora", "notice"), ("failed", "failed_by_id", "notice")
 OURS = ("io", "train", "beat")

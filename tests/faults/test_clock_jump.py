@@ -13,6 +13,8 @@ from tests.samples import sample
 from tests.servers.process import ServerProcess
 from tests.site import Site, site, until
 
+pytestmark = pytest.mark.drawn
+
 OFFSETS = ("+1h", "-1h")
 
 # libfaketime changes what a process reads as the time; it reads the offset from a file, once a second: at every

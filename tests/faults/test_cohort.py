@@ -3,9 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from jobs.lifecycle import sweeps
 from jobs.owners import accounts
 from tests.site import site, until
+
+pytestmark = pytest.mark.drawn
 
 # Past its first checkpoint after twelve steps, and long enough that a test can kill it before its end.
 RECIPE: dict[str, Any] = {"max_steps": 80, "checkpoint_every": 2}

@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from demo.pocket import MODEL
 from demo.run import PICTURES, RECIPE, SEED, TRIGGER
 from tests.site import Site, site, until
+
+pytestmark = pytest.mark.drawn
 
 
 def test_no_file_shows_who_trained_beside_it(tmp_path: Path) -> None:

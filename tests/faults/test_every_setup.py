@@ -17,6 +17,8 @@ from tests.samples import FULL, sample
 from tests.servers.pictures import PictureServer, picture_server
 from tests.site import Site, View, drawing, site, until
 
+pytestmark = pytest.mark.drawn
+
 STAGE_MESSAGES = (
     ("imprint.preprocess", 1, "io"),
     ("imprint.dataset", 0, "cpu"),

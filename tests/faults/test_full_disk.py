@@ -22,6 +22,8 @@ from storage.objects.local import LocalStore
 from tests.servers.process import ServerProcess
 from tests.site import ROOT, Site, drawing, site, until
 
+pytestmark = pytest.mark.drawn
+
 SMALL, LARGE = "size=1m", "size=64m"
 # Only root may mount; who is not becomes root of a namespace of users first.
 AS_ROOT = os.geteuid() == 0

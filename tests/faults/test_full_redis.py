@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import pytest
 import redis
 
 from jobs import service
 from jobs.lifecycle import sweeps
 from jobs.owners import accounts
 from tests.site import RECIPE, Site, site, until
+
+pytestmark = pytest.mark.drawn
 
 
 def accept(running: Site, seed: int) -> str:

@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from jobs import service
 from tests.servers.gated_s3 import gated_s3
 from tests.site import site, until
+
+pytestmark = pytest.mark.drawn
 
 
 def test_another_worker_uploads_and_the_hanging_process_is_killed(base_model: Path, tmp_path: Path) -> None:

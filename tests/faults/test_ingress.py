@@ -32,6 +32,8 @@ from tests.servers.rabbitmq import RabbitServer, rabbitmq_server
 from tests.servers.redis import RedisServer, redis_server
 from tests.site import ROOT, Site, until
 
+pytestmark = pytest.mark.drawn
+
 PICTURES = [f"rex/{number}.png" for number in range(5)]
 GARBAGE = [
     b"{", b'{"style_id": "x"}', b"[]", b"\x00\xff", b'{"style_id": 1, "image_paths": [], "colour": 2}',

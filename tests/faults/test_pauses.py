@@ -8,12 +8,16 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from jobs import service
 from jobs.lifecycle import sweeps
 from jobs.owners import accounts
 from tests.servers.gated_s3 import GatedS3, gated_s3
 from tests.servers.process import ServerProcess
 from tests.site import Site, site, until
+
+pytestmark = pytest.mark.drawn
 
 
 def all_that_is_kept(running: Site, s3: GatedS3, job_id: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
+import pytest
 import sqlalchemy as sa
 
 from jobs import service
@@ -13,6 +14,8 @@ from jobs.lifecycle import sweeps
 from jobs.owners import accounts
 from tests.servers.postgres import new_database, postgres_server
 from tests.site import Site, site, until
+
+pytestmark = pytest.mark.drawn
 
 
 @contextmanager

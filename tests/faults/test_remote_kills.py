@@ -18,6 +18,8 @@ from tests.servers.gate import Hold, gate
 from tests.servers.remote import ENVIRONMENT, START, done_twice, is_cleared, remote_runs
 from tests.site import Site, site, until
 
+pytestmark = pytest.mark.drawn
+
 POINTS = {
     "dataset": [
         Hold("GET", "/api/settings", "before"),

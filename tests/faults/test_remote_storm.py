@@ -32,7 +32,7 @@ STORM = ENVIRONMENT | {
 }
 POD = {"faults": SEED, "slots": 8, "hang_s": 3, "seconds_per_step": 0.02, "loading_s": 0.2}
 
-pytestmark = pytest.mark.timeout(TIME_S + 300)
+pytestmark = [pytest.mark.timeout(TIME_S + 300), pytest.mark.drawn]
 
 
 def send_all(running: Site) -> list[str]:

@@ -13,6 +13,8 @@ from jobs.owners import accounts
 from storage import backup
 from tests.site import ROOT, site, until
 
+pytestmark = pytest.mark.drawn
+
 STEPS = 80  # with a checkpoint every twelve
 HEALTH = ROOT / "deploy" / "images" / "health"
 

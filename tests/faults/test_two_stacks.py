@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import pytest
+
 from jobs import service
 from jobs.lifecycle import sweeps
 from jobs.owners import accounts
 from tests.servers.postgres import new_database, postgres_server
 from tests.site import site
+
+pytestmark = pytest.mark.drawn
 
 JOBS = 4
 

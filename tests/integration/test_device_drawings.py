@@ -90,6 +90,7 @@ def test_a_task_asks_looks_and_cancels(made: Site, job_id: str) -> None:
     assert (done["status"], done["credits"]["held"]) == ("cancelled", 0)
 
 
+@pytest.mark.drawn
 def test_a_killed_worker_loses_no_picture_and_another_draws_the_rest(made: Site, job_id: str) -> None:
     view = ask(made, job_id, count=2, steps=LONG // 2, seed=3)
     until(lambda: len(drawings.get(made.services, view.drawing_id).pictures) == 1, 60, "the first picture")

@@ -4,6 +4,7 @@ import json
 import socket
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 from PIL import Image
 
@@ -17,6 +18,7 @@ from tests.servers.receiver import receiver
 from tests.site import MASCOT, site, until
 
 
+@pytest.mark.drawn
 def test_an_owner_is_mailed_and_a_server_that_hangs_keeps_nobody(base_model: Path, tmp_path: Path) -> None:
     with mail_server() as box, channel() as operators, receiver() as application, socket.socket() as hanging:
         hanging.bind(("127.0.0.1", 0))

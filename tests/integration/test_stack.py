@@ -114,6 +114,7 @@ def submitted(up: Up, *more: str) -> Any:
     )  # fmt: skip
 
 
+@pytest.mark.drawn
 def test_up_heals_ends_and_goes_on(up: Up) -> None:
     # Before there is a stack: what is asked for is kept, and the command says so.
     up.imprint("grant", "me", "1000")

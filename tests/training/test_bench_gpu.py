@@ -183,6 +183,7 @@ PARTS["tests"].run()
 """
 
 
+@pytest.mark.drawn
 def test_it_runs_with_what_a_gpu_machine_has(tiny: Path) -> None:
     """No Celery, SQLModel, Redis, FastAPI or rich, nor anything else but what trains: all of it is blocked."""
     done = subprocess.run(
