@@ -57,7 +57,7 @@ def main() -> int:
         place = Path(folder)
         with redis_server(place / "redis") as redis:
             environment = {f"IMPRINT_{name.upper()}": value for name, value in defaults.items()}
-            site = Site(place / "site", make_base(place / "bases"), redis.url, **environment)
+            site = Site(place / "site", make_base(place / "base"), redis.url, **environment)
             try:
                 result = _run(site, options.jobs, options.rounds)
             finally:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.once import made_once
 from tests.samples import FULL, SEED, left_out
 from tests.slowest import place
 
@@ -84,5 +85,4 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny base model, made once for all test processes."""
     from tests.site import make_base
 
-    own = tmp_path_factory.getbasetemp()
-    return make_base((own.parent if own.name.startswith("popen-") else own) / "bases")
+    return made_once(tmp_path_factory, "tiny-sd15", make_base)

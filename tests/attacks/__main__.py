@@ -32,7 +32,7 @@ def main() -> int:
     console.print(f"seed [bold]{options.seed}[/]: attacks for {options.seconds:.0f} s", highlight=False)
     with tempfile.TemporaryDirectory(prefix="imprint-attacks-") as name:
         folder = Path(name)
-        with world(folder, make_base(folder / "bases")) as made:
+        with world(folder, make_base(folder / "base")) as made:
             result = run(made, options.seed, options.seconds, console)
     print(json.dumps(result))
     return 0 if result["good"] else 1

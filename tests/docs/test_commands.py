@@ -19,7 +19,7 @@ from core.errors import IllegalMove
 from jobs import service
 from tests.docs.pages import PAGES, ROOT, RUN, Block, blocks, name_of
 from tests.servers.shell import run_script
-from tests.site import MASCOT, Site, make_base, site
+from tests.site import MASCOT, Site, site
 
 SMALL = "--resolution 64 --max-steps 2 "
 
@@ -34,12 +34,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, place: Path) -> Iterator[Site]:
+def running(place: Path, base_model: Path) -> Iterator[Site]:
     """A site whose workers may read the pages' folders."""
-    shared = tmp_path_factory.getbasetemp()
-    base = make_base((shared.parent if shared.name.startswith("popen-") else shared) / "bases")
     start = ("io", "train", "draw", "beat")
-    with site(place / "site", base, start=start, IMPRINT_FILE_ROOTS=json.dumps([str(place)])) as made:
+    with site(place / "site", base_model, start=start, IMPRINT_FILE_ROOTS=json.dumps([str(place)])) as made:
         made.grant("ada")
         made.grant("me")
         made.start("web")

@@ -11,20 +11,23 @@ import pytest
 from core.telemetry import metrics
 from tasks.app import app
 from tests.docs.pages import ROOT
+from tests.once import made_once
 from tools.site.nav import MOVED, sections
 from tools.site.stage import place
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("site")
+    return made_once(tmp_path_factory, "site", build)
+
+
+def build(out: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("IMPRINT_")}
     done = subprocess.run(
         [sys.executable, "-m", "tools.site", "build", "--out", str(out)],
         cwd=ROOT, env=clean, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return out
 
 
 def test_every_page_is_there_with_the_navigation(built: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tiny base models, made once per test process, and runs on them."""
+"""Tiny base models, made once, and runs on them."""
 
 import hashlib
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.once import made_once
 from training.ports import Example, Progress, TrainRun
 from training.spec import TrainSpec
 from training.tiny import base as tiny_base
@@ -61,10 +62,12 @@ class Watcher:
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes the tiny base model of a family, once."""
-    folder = tmp_path_factory.mktemp("bases")
 
     def base(family: str = "sd15", prediction: str = "epsilon") -> Path:
-        return tiny_base.make(folder / f"{family}-{prediction}", family, prediction=prediction)
+        def make(folder: Path) -> None:
+            tiny_base.make(folder, family, prediction=prediction)
+
+        return made_once(tmp_path_factory, f"{family}-{prediction}", make)
 
     return base
 

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None, base_model: Path | None = None)
     )
     folder = Path(tempfile.mkdtemp(prefix="imprint-faults-"))
     begun = time.monotonic()
-    with world(folder, base_model or make_base(folder / "bases")) as made:
+    with world(folder, base_model or make_base(folder / "base")) as made:
         run = Run(made, plan, folder, console)
         run.go(options.quiet_s)
         made.site.end()
