@@ -227,3 +227,19 @@ def test_the_layout_on_the_readme_is_that_of_the_repository() -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert {f"{name}/" for name in packages} <= set(named)
+
+
+# A setting whose name says so bounds what one owner or caller may occupy; but this one is how Redis sends again.
+LIMIT = re.compile(r"(^|_)(max|limit|per|spend)(_|s_|$)|s_max$|_(timeout|patience)_s$|_concurrency$|^fetch\w*_s$")
+NO_LIMITS = {"visibility_timeout_s"}
+
+
+def test_the_page_on_security_has_every_limit_with_its_default() -> None:
+    rows = section(DOCS / "security.md", "Limits").splitlines()
+    limits = {name: field.default for name, field in Settings.model_fields.items() if LIMIT.search(name)}
+    assert len(limits) > 30
+    for name in limits.keys() - NO_LIMITS:
+        found = [row for row in rows if row.startswith("|") and f"`IMPRINT_{name.upper()}`" in row]
+        assert len(found) == 1, f"{name}: {found}"
+        if limits[name] is not None:  # the others are in a table of limits that are unset
+            assert re.search(rf"(?<![\d,]){limits[name]:,.10g}(?![\d,]*\d)", found[0]), f"{name}: {limits[name]}: {found}"
