@@ -26,6 +26,7 @@ from core.errors import BackendUnreachable, ImprintError
 from core.private import UMASK, keep_private, make_private
 from core.settings import Settings, settings
 from jobs.services import services
+from tasks.redis_rights import check_redis_rights
 
 _STOP_TIMEOUT_S = 60.0
 _RESTART_AFTER_S = 1.0
@@ -181,6 +182,10 @@ def main() -> int:
     try:
         keep_private(settings().home)
         services().check()
+        if settings().broker_url is not None:
+            from tasks.app import app  # reads the address, which the private Redis has only after its start
+
+            check_redis_rights(app)
         with alone(settings().home):
             services().database.close()  # its schema is now up to date, before many processes use it
             _run(console)

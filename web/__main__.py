@@ -14,6 +14,8 @@ from core.settings import Settings, settings
 from core.telemetry.logging import set_up
 from jobs.services import services
 from storage.database import AWAY
+from tasks.app import app as celery
+from tasks.redis_rights import check_redis_rights
 from web.app import create_app
 from web.server.idle_connections import IdleConnections
 from web.server.open_files import raise_open_files_limit
@@ -64,6 +66,7 @@ def main() -> int:
     set_up(configured.log_dir, configured.log_level, configured.log_format)
     try:
         services().check()
+        check_redis_rights(celery)
         with suppress(*AWAY):  # if it does not answer now, /readyz says so until it does
             services().database  # noqa: B018 - made on first use, its schema brought up to date
     except (ValueError, ImprintError) as error:

@@ -24,6 +24,7 @@ from jobs.services import Services, open_store, services
 from storage.database import AWAY, Database, known_revisions
 from tasks.app import app
 from tasks.queue_types import eviction_policy
+from tasks.redis_rights import check_redis_rights
 from tasks.workers import fleet
 from tasks.workers.device_check import FOLDER
 from training.families.registry import BASE_MODELS, trained_here
@@ -101,6 +102,11 @@ def _broker(here: Services) -> Iterator[CheckResult]:
         broker.check(here.settings)
     except ValueError:
         return  # `_settings` has said it; a client waits a minute for such a broker
+    try:
+        check_redis_rights(app)
+    except ValueError as error:
+        yield CheckResult("broker", "todo", str(error))
+        return
     found, address = fleet.inspect(), fleet.broker_address()
     if found.trouble:
         hint = fleet.UNTRUSTED if fleet.UNTRUSTED in found.trouble else "start it, or correct IMPRINT_BROKER_URL"

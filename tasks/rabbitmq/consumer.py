@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +11,11 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker.consumer import Consumer
 from celery.worker.consumer import consumer as upstream
 from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.transport import virtual
+from kombu.transport.redis import Channel as RedisChannel
+from kombu.transport.redis import QoS as RedisQoS
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from redis.exceptions import ResponseError
 
 from core.clock import utcnow
 from tasks.arguments import LONGEST_DELAY_S, OWN_DELAY, REFUSED_DELAY
@@ -24,6 +29,7 @@ _FAULTS = (
 
 
 _MAX_DEPTH = 20
+_REFUSED_S = 1.0
 _LONGEST_GAP_S = 60.0  # an operator may send the hourly audit once more
 
 
@@ -56,12 +62,23 @@ class SteadyConsumer(Consumer):  # type: ignore[misc]
     A message whose body is `5`, or that has no id, ends the worker. It is not acknowledged, so it comes back and ends
     the next worker. Here it is checked first, and dropped. `tests/hostile/test_messages.py` fails without this.
 
+    A Redis that is full, read-only or cannot write to its disk refuses to note a message that the worker has taken, and
+    that ends the worker. Here it connects again, until Redis has room; `tests/faults/test_full_redis.py` fails without
+    this.
+
     And it compares no times of two machines: each may have a clock of its own.
     """
 
     _periodic: "_PeriodicTasks | None" = None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if ResponseError in self.channel_errors:  # those of Redis
+            self.connection_errors = (*self.connection_errors, ResponseError)
+
     def on_connection_error_after_connected(self, exc: Exception) -> None:
+        if isinstance(exc, ResponseError):
+            time.sleep(_REFUSED_S)  # it is not away, so the next attempt would be at once
         if self.connection is not None:
             self.connection.close = lambda: None
         super().on_connection_error_after_connected(exc)
@@ -102,6 +119,33 @@ class SteadyConsumer(Consumer):  # type: ignore[misc]
         delay_s = (maybe_make_aware(maybe_iso8601(headers["eta"])) - utcnow()).total_seconds()
         if delay_s > LONGEST_DELAY_S:
             headers |= {"eta": None, REFUSED_DELAY: round(delay_s)}
+
+
+class _SteadyQoS(RedisQoS):  # type: ignore[misc]
+    """kombu's count of the messages that a worker has, for a Redis that refuses to forget one of them.
+
+    kombu would count that message for ever. A worker with one process would never take another one, and say nothing.
+    Redis gives the message to a worker again after the visibility timeout.
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        with self._freed(delivery_tag):
+            super().ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        with self._freed(delivery_tag):
+            super().reject(delivery_tag, requeue)
+
+    @contextmanager
+    def _freed(self, delivery_tag: str) -> Iterator[None]:
+        try:
+            yield
+        except ResponseError:
+            virtual.QoS.ack(self, delivery_tag)
+            raise
+
+
+RedisChannel.QoS = _SteadyQoS
 
 
 class _PeriodicTasks:

@@ -33,6 +33,7 @@ from jobs.stages.ahead import Ahead
 from jobs.stages.stage_runner import clear_dead_work_dirs
 from tasks.app import app
 from tasks.queue_types import check_queue_types, eviction_policy
+from tasks.redis_rights import check_redis_rights
 from tasks.sweeps import PARTS
 from tasks.workers import device_check, metrics
 from tasks.workers.device_check import DeviceState
@@ -64,6 +65,7 @@ def _set_up_logging(**_: Any) -> None:
 def _check_settings(**_: Any) -> None:
     try:
         services().check()
+        check_redis_rights(app)
     except (ValueError, ImprintError) as error:
         raise SystemExit(f"beat cannot start: {error}") from None  # Celery logs any other error and continues
 
@@ -78,6 +80,7 @@ def _announce_no_sweeps(**_: Any) -> None:
 def _prepare(**_: Any) -> None:
     try:
         services().check()
+        check_redis_rights(app)
         check_queue_types(app)
         services().database.migrate()
     except (ValueError, ImprintError) as error:

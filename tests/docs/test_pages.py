@@ -242,4 +242,6 @@ def test_the_page_on_security_has_every_limit_with_its_default() -> None:
         found = [row for row in rows if row.startswith("|") and f"`IMPRINT_{name.upper()}`" in row]
         assert len(found) == 1, f"{name}: {found}"
         if limits[name] is not None:  # the others are in a table of limits that are unset
-            assert re.search(rf"(?<![\d,]){limits[name]:,.10g}(?![\d,]*\d)", found[0]), f"{name}: {limits[name]}: {found}"
+            assert re.search(rf"(?<![\d,]){limits[name]:,.10g}(?![\d,]*\d)", found[0]), (
+                f"{name}: {limits[name]}: {found}"
+            )

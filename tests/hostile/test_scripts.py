@@ -1,10 +1,13 @@
 """Script in every text that people or files bring is only text: on the page, in e-mails, and in what Grafana reads."""
 
+import json
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from urllib.parse import quote
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from core.clock import utcnow
 from core.errors import ImageInvalid
@@ -17,7 +20,7 @@ from notifications import mail
 from notifications.mail import MailFacts
 from notifications.preferences import EVENTS
 from tests.contract.web.conftest import RECIPE, Api, make_api
-from tests.site import MASCOT
+from tests.site import MASCOT, ROOT
 from web.pages.session import COOKIE
 
 # What would become an element or an attribute of its own, were it not escaped.
@@ -115,6 +118,44 @@ def test_on_the_page_and_in_the_api_it_is_text(api: Api, kind: str) -> None:
     metrics = api.call("GET", "/metrics", secret).text
     assert "imprint_jobs" in metrics
     assert not [word for word in (script, subject, owner) if word in metrics]
+
+
+def test_no_text_of_a_stranger_makes_a_line_of_the_metrics(api: Api) -> None:
+    """Not a method, a path, an owner's or subject's name: Prometheus would keep a series of each for ever."""
+    secret = api.token(None, "read", "train", "operate")
+
+    def series() -> set[tuple[str, ...]]:
+        text = api.call("GET", "/metrics", secret).text
+        read = {
+            (sample.name, *sample.labels.items())
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+        labels = {value for _, *pairs in read for _, value in pairs}
+        assert all(re.fullmatch(r"[\w+./{}:-]*", value) for value in labels), labels
+        return {(name, str([pair for pair in pairs if pair[0] != "status"])) for name, *pairs in read}
+
+    def ask(text: str) -> None:
+        named = {"Imprint-Owner": quote(text)}
+        for method in ("GET", "BREW<x-evil>" + text[:1].upper()):
+            for path in (f"/{quote(text, safe='')}", f"/api/influencer/{quote(text, safe='')}/lora/status"):
+                api.call(method, path, secret, headers=named)
+
+    ask("first")
+    api.call("GET", "/metrics", secret)
+    before = series()
+    for text in ('x"} 1\nimprint_evil{a="', "back\\slash", *SCRIPTS.values(), "another"):
+        ask(text)
+    assert series() - before == set()
+
+
+def test_grafana_draws_numbers_and_no_markup() -> None:
+    """A panel for text, or a column for HTML, would run what a label says."""
+    dashboard = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "imprint.json").read_text())
+    assert {panel["type"] for panel in dashboard["panels"]} <= {"row", "stat", "timeseries"}
+    assert "links" not in json.dumps(dashboard), "an address with a label in it"
+    configured = (ROOT / "deploy" / "compose.yml").read_text()
+    assert "SANITIZE_HTML" not in configured, "Grafana's own cleaning of markup is on unless it is turned off"
 
 
 @pytest.mark.parametrize("kind", SCRIPTS)
