@@ -74,7 +74,7 @@ class SteadyConsumer(Consumer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if ResponseError in self.channel_errors:  # those of Redis
-            self.connection_errors = (*self.connection_errors, ResponseError)
+            self.connection_errors: tuple[type[Exception], ...] = (*self.conninfo.connection_errors, ResponseError)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         if isinstance(exc, ResponseError):
@@ -121,7 +121,7 @@ class SteadyConsumer(Consumer):  # type: ignore[misc]
             headers |= {"eta": None, REFUSED_DELAY: round(delay_s)}
 
 
-class _SteadyQoS(RedisQoS):  # type: ignore[misc]
+class _SteadyQoS(RedisQoS):
     """kombu's count of the messages that a worker has, for a Redis that refuses to forget one of them.
 
     kombu would count that message for ever. A worker with one process would never take another one, and say nothing.
@@ -130,18 +130,18 @@ class _SteadyQoS(RedisQoS):  # type: ignore[misc]
 
     def ack(self, delivery_tag: str) -> None:
         with self._freed(delivery_tag):
-            super().ack(delivery_tag)
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         with self._freed(delivery_tag):
-            super().reject(delivery_tag, requeue)
+            super().reject(delivery_tag, requeue)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def _freed(self, delivery_tag: str) -> Iterator[None]:
         try:
             yield
         except ResponseError:
-            virtual.QoS.ack(self, delivery_tag)
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
             raise
 
 

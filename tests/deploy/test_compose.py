@@ -15,6 +15,7 @@ from cli.stack_members import Layout
 from core.settings import Settings
 from tests.servers.s3 import s3_server
 from tests.site import ROOT
+from web.server.open_files import WANTED_FILES
 
 DEPLOY = ROOT / "deploy"
 OURS = ("web", "io", "fetch", "beat", "flower", "migrate", "train-0")
@@ -78,6 +79,7 @@ def test_our_containers_can_do_little(rendered: dict[str, Any], name: str) -> No
     assert service["cap_drop"] == ["ALL"]
     assert service["user"] == "10001:10001"
     assert "no-new-privileges:true" in service["security_opt"]
+    assert service["ulimits"]["nofile"] == WANTED_FILES
 
 
 def test_every_service_is_bounded_watched_and_starts_again(rendered: dict[str, Any]) -> None:

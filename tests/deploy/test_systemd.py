@@ -21,6 +21,7 @@ from core.settings import Settings
 from tests.docs.pages import blocks
 from tests.servers.systemd import Machine, machine, why_not
 from tests.site import ROOT, until
+from web.server.open_files import WANTED_FILES
 
 UNITS = ROOT / "deploy" / "systemd"
 PAGE_STEPS = 1000
@@ -224,9 +225,11 @@ class TestUnits:
     def test_every_unit_has_the_walls(self) -> None:
         for wall in ("NoNewPrivileges=yes", "ProtectSystem=strict", "CapabilityBoundingSet=\n", "User=imprint"):
             assert wall in self.common
+        assert f"LimitNOFILE={WANTED_FILES}\n" in self.common  # event streams and uploads need one each
         for name, text in self.texts.items():
             assert "User=" not in text, name
-            assert not re.search("^(Protect|Restrict|NoNew|Capability)", text, re.MULTILINE), name
+            own = re.findall("^(Protect|Restrict|NoNew|Capability|LimitNOFILE)", text, re.MULTILINE)
+            assert own == (["LimitNOFILE"] if name == "imprint-redis.service" else []), name
 
     def test_settings_in_the_example_exist(self) -> None:
         names = re.findall(r"^IMPRINT_([A-Z0-9_]+)=", (UNITS / "imprint.env.example").read_text(), re.MULTILINE)

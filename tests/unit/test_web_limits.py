@@ -1,6 +1,7 @@
 """What callers may have open at once, and how slowly a body may come."""
 
 import asyncio
+import resource
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -13,6 +14,17 @@ from web.problems import RequestRefused
 from web.server.bodies import BodyLimits
 from web.server.idle_connections import IdleConnections
 from web.server.limits import OpenLimit
+from web.server.open_files import WANTED_FILES, open_files_limit, raise_open_files_limit
+
+
+def test_the_web_process_may_open_as_many_files_as_the_system_allows() -> None:
+    before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(before, 1024), hard))
+        raise_open_files_limit()
+        assert open_files_limit() == (WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_FILES))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, hard))
 
 
 def test_each_caller_and_all_callers_have_a_limit() -> None:

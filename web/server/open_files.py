@@ -2,13 +2,13 @@
 
 import resource
 
-_WANTED = 65536  # more is of no use, and some programs walk through all numbers
+WANTED_FILES = 65536  # more is of no use, and some programs walk through all numbers
 
 
 def raise_open_files_limit() -> None:
     """Raise the soft limit as far as the hard limit allows: many systems start processes with 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _WANTED if hard == resource.RLIM_INFINITY else min(hard, _WANTED)
+    wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
@@ -16,4 +16,4 @@ def raise_open_files_limit() -> None:
 def open_files_limit() -> int:
     """The soft limit."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _WANTED if soft == resource.RLIM_INFINITY else soft
+    return WANTED_FILES if soft == resource.RLIM_INFINITY else soft
