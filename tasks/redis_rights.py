@@ -8,6 +8,8 @@ from kombu.exceptions import OperationalError
 from redis import Connection
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
+from core.brokers.broker import REDIS
+
 _ANSWER_S = 3
 _ID = "00000000-0000-0000-0000-000000000000"
 # Each command with arguments that Redis accepts and that a user with all rights may name:
@@ -62,8 +64,9 @@ def _check_broker(app: Celery) -> str:
 
 
 def _check_results(app: Celery) -> str:
-    client = getattr(app.backend, "client", None)
-    return _lacking(client, _RESULTS, _RESULT_KEYS, _RESULT_KEYS[:1]) if client is not None else ""
+    if str(app.conf.result_backend).partition("://")[0] not in REDIS:
+        return ""  # without a look at `app.backend`, which would connect to the database
+    return _lacking(app.backend.client, _RESULTS, _RESULT_KEYS, _RESULT_KEYS[:1])
 
 
 def _lacking(client: Any, commands: str, keys: Sequence[str], channels: Sequence[str]) -> str:
