@@ -64,11 +64,13 @@ def _hand_on(services: Services, messages: Sequence[Message]) -> int:
             sent += 1
     except _AWAY as error:
         log.warning("the broker does not answer; %d message(s) wait for the sweep: %s", len(messages) - sent, error)
-    with services.database.writing() as session:
-        for message in messages[:sent]:
-            if message.kind == "launch":
-                outbox.mark_sent(session, message.id)
-        outbox.unclaim(session, [message.id for message in messages[sent:]])
+    launched = [message.id for message in messages[:sent] if message.kind == "launch"]
+    left = [message.id for message in messages[sent:]]
+    if launched or left:  # the tasks of the others record the outcome, and on SQLite would wait for this transaction
+        with services.database.writing() as session:
+            for message_id in launched:
+                outbox.mark_sent(session, message_id)
+            outbox.unclaim(session, left)
     return sent
 
 

@@ -73,6 +73,9 @@ def _known() -> _Transformers:
     return _transformers(tuple(FAMILIES))
 
 
+_MAX_KEPT = 200  # characters of a name: longer ones are of no real file
+
+
 @dataclass(frozen=True)
 class ModuleName:
     """The module of a tensor, and how the file names it."""
@@ -90,6 +93,15 @@ class ModuleName:
 
 def parse_module_name(stem: str) -> ModuleName | None:
     """The module of a tensor name without its suffix; None for a module of no family that Imprint knows."""
+    parse = _parse if len(stem) <= _MAX_KEPT else _parse.__wrapped__
+    return parse(stem, tuple(FAMILIES))
+
+
+@lru_cache(maxsize=8192)
+def _parse(stem: str, _names: tuple[str, ...]) -> ModuleName | None:
+    """As above, kept for the families that are registered: the files of a family have the same names, and an upload
+    would spend a third of its time on them.
+    """
     for prefix, (part, form) in _UNDERSCORED.items():
         if stem.startswith(prefix):
             dotted = _dotted(stem.removeprefix(prefix))
