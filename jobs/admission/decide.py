@@ -1,8 +1,9 @@
 """The decision: which waiting job of a queue is admitted next. docs/adr/0009-admission.md has the reasons.
 
 One statement admits one job, or none if no job may start. All work is in the database. It is linear in the jobs in
-flight and in the owners that wait, but not in their jobs. PostgreSQL plans it for thirty times as long as it runs, and
-everybody waits for its lock, so a short statement asks first whether the window has room: mostly it is full.
+flight and in the owners that wait, but not in their jobs. PostgreSQL plans it for longer than it runs, and everybody
+waits for its lock. So a short statement asks first whether the window has room: mostly it is full. And `share` is
+MATERIALIZED, so that PostgreSQL plans it alone: all in 2.4 ms, where trying every order of all joins took 7 to 13.
 """
 
 import math
@@ -69,7 +70,7 @@ full_tokens AS (
     SELECT l.token_id FROM limits l
     WHERE l.token_id IS NOT NULL AND l.value <= (SELECT count(*) FROM flight f WHERE f.token_id = l.token_id)
 ),
-share AS (
+share AS MATERIALIZED (
     SELECT w.owner_id, (CASE WHEN s.used_at > :forgotten_s THEN s.used_s * exp((s.used_at - :now_s) * :decay)
             ELSE 0 END + coalesce(r.seconds, 0))
         / coalesce(s.weight, 1) AS used, s.low_at, s.normal_at, s.high_at, coalesce(r.here, 0) AS here,
