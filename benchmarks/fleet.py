@@ -56,7 +56,7 @@ class Layout:
     notices: int = 4
     broker: int = 1
     database: int = 8
-    deciders: int = 1  # one for each family that jobs want
+    deciders: int = 1  # one for each installation
 
     @classmethod
     def of(cls, gpus: int) -> "Layout":
@@ -74,7 +74,7 @@ REMEDIES = {
     "notices": "a fetch worker with `-Q notices` alone",
     "broker": "a broker and a database for each group of owners (several installations)",
     "database": "more cores; then IMPRINT_HISTORY_DAYS, then an installation for each group of owners",
-    "deciders": "a queue for each region (several installations): a decision is made for one family at a time",
+    "deciders": "several installations, each with its own owners: decisions are made one at a time",
 }
 
 
