@@ -11,6 +11,7 @@ import pytest
 from celery import Celery
 from kombu import Connection, Queue
 
+from tests.integration.doctor import diagnosed
 from tests.servers.certificates import Certificates, make_certificates
 from tests.servers.launcher import run
 from tests.servers.process import free_port
@@ -48,24 +49,6 @@ def quoted(made: Site, application: Celery | None = None) -> Any:
         return sent.get(timeout=60)["steps"]
     finally:
         sent.backend = None
-
-
-DIAGNOSE = """
-from cli.operations import doctor
-from jobs.services import services
-
-for one in doctor.examine(services(), [doctor._settings, doctor._broker]):
-    print(one.status, one.name, one.text)
-"""
-
-
-def diagnosed(made: Site, **environment: str) -> str:
-    """What `imprint doctor` says of the settings, the broker and the workers, without its other checks."""
-    program = made.folder / "diagnose.py"
-    program.write_text(DIAGNOSE)
-    done = run([str(program)], cwd=ROOT, env=made.surroundings(**environment), folder=made.folder, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 PLAIN = "does not speak TLS, but the address begins with {}://: begin it with {}://"

@@ -12,6 +12,7 @@ from celery import Celery
 
 import celeryconfig
 from tasks.redis_rights import check_redis_rights
+from tests.integration.doctor import diagnosed
 from tests.servers.launcher import run
 from tests.servers.redis import RedisServer, redis_server
 from tests.site import ROOT, Site
@@ -56,8 +57,8 @@ def test_a_user_with_the_rights_of_the_page_is_refused_nothing(base_model: Path,
             running.start("train")
             running.application.send_task("imprint.cancel", (other,), queue="io").get(timeout=60)
             assert operator.control.ping(timeout=5)
-            doctor = running.imprint("doctor", check=False).stdout
-            assert re.search(r"workers: .*io@test", doctor), doctor
+            doctor = diagnosed(running)
+            assert re.search(r"workers .*io@test", doctor), doctor
             log: Any = admin.execute_command("ACL", "LOG")
             assert log == []
         finally:
@@ -131,11 +132,11 @@ def test_doctor_reports_a_redis_that_evicts_messages(base_model: Path, tmp_path:
             running.services.database.migrate()
             client.config_set("maxmemory-policy", "allkeys-lru")
             running.start("io")
-            told = running.imprint("doctor", check=False).stdout
+            told = diagnosed(running)
             assert "allkeys-lru" in told
             assert "noeviction" in told
             assert "allkeys-lru" in running.log("io").read_text()
             client.config_set("maxmemory-policy", "volatile-lru")
-            assert "volatile-lru" not in running.imprint("doctor", check=False).stdout
+            assert "volatile-lru" not in diagnosed(running)
         finally:
             running.end()

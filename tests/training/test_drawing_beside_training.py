@@ -48,10 +48,10 @@ def draw(order: DrawingOrder, on_step: Callable[[], None] = lambda: None) -> tup
 def test_a_training_waits_and_writes_the_same_file(runs: Runs, order: DrawingOrder) -> None:
     alone, was_awaited = draw(order)
     assert not was_awaited
-    undisturbed = runs(name="a", max_steps=400)
+    undisturbed = runs(name="a", max_steps=150)
     train(undisturbed)
     control = Gate()
-    disturbed = runs(name="a", max_steps=400, control=control)
+    disturbed = runs(name="a", max_steps=150, control=control)
     disturbed.out.unlink()
     thread = threading.Thread(target=train, args=(disturbed,))
     thread.start()
