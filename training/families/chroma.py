@@ -23,7 +23,7 @@ from transformers import T5EncoderModel, T5Tokenizer
 from training.families import flow, patches
 from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Draw, FamilyCode, Where
-from training.families.latents import encode_pictures, sample, vae_decode
+from training.families.latents import decode_scaled, encode_pictures, sample_scaled
 from training.families.record import Family
 from training.families.weights.parts import load_part, vae_number
 from training.families.weights.quantised import place
@@ -91,8 +91,7 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
 
 def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:
     """Draw scaled latents from moments [B, 32, h, w], normal noise, and s in 0..1: logit-normal."""
-    schedule: ChromaSchedule = base.schedule
-    latents = (sample(moments, generator) - schedule.offset) * schedule.scaling
+    latents = sample_scaled(base, moments, generator)
     noise = torch.randn(latents.shape, generator=generator)
     return Draw.plain(latents, noise, flow.in_bfloat16(flow.logit_normal(len(latents), generator, 1.0)))
 
@@ -166,12 +165,6 @@ def levels(base: Base, count: int, size: tuple[int, int]) -> Tensor:
     return flow.shifted(1 - torch.arange(count) / count, shift)
 
 
-def decode(base: Base, latents: Tensor) -> Tensor:
-    """Pictures [B, 3, height, width] from scaled latents [B, 16, h, w]."""
-    schedule: ChromaSchedule = base.schedule
-    return vae_decode(base, latents / schedule.scaling + schedule.offset)
-
-
 def stand_in(transformer: Any, tokens: int) -> tuple[ChromaSchedule, Condition]:
     """A schedule and a condition of `tokens` tokens for counting memory."""
     context = torch.zeros(tokens, transformer.config.joint_attention_dim, dtype=transformer.dtype)
@@ -216,6 +209,6 @@ def family(record: Family) -> FamilyCode:
         weigh=flow.weigh,
         levels=levels,
         denoise=flow.denoise,
-        decode=decode,
+        decode=decode_scaled,
         mend_pipeline=mend_pipeline,
     )

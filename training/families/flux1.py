@@ -25,7 +25,7 @@ from core.errors import BaseModelUnavailable
 from training.families import flow, patches
 from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Draw, FamilyCode, Where
-from training.families.latents import encode_pictures, sample, vae_decode
+from training.families.latents import decode_scaled, encode_pictures, sample_scaled
 from training.families.record import Family
 from training.families.training_adapter import as_used as without_adapter
 from training.families.training_adapter import merge_adapter
@@ -131,8 +131,7 @@ def _ids(base: Base, tokenizer: str, caption: str, longest: int) -> Tensor:
 
 def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:
     """Draw scaled latents from moments [B, 32, h, w], normal noise, and s in 0..1: logit-normal, then shifted."""
-    schedule: FluxSchedule = base.schedule
-    latents = (sample(moments, generator) - schedule.offset) * schedule.scaling
+    latents = sample_scaled(base, moments, generator)
     noise = torch.randn(latents.shape, generator=generator)
     shift = exp(flow.on_line(patches.count((latents.shape[-2], latents.shape[-1])), _LINE))
     return Draw.plain(latents, noise, flow.in_bfloat16(flow.logit_normal(len(latents), generator, shift)))
@@ -162,12 +161,6 @@ def levels(base: Base, count: int, size: tuple[int, int]) -> Tensor:
     if shift is None:
         shift = exp(flow.on_line(patches.count(size), _LINE))
     return flow.shifted(1 - torch.arange(count) / count, shift)
-
-
-def decode(base: Base, latents: Tensor) -> Tensor:
-    """Pictures [B, 3, height, width] from scaled latents [B, 16, h, w]."""
-    schedule: FluxSchedule = base.schedule
-    return vae_decode(base, latents / schedule.scaling + schedule.offset)
 
 
 @contextmanager
@@ -233,6 +226,6 @@ def family(record: Family) -> FamilyCode:
         weigh=flow.weigh,
         levels=levels,
         denoise=flow.denoise,
-        decode=decode,
+        decode=decode_scaled,
         as_used=as_used,
     )

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,16 @@ from training.families.family import Base, FamilyCode
 from training.ports import Example
 
 TILE = 1024  # side in pixels of the tiles that the VAE processes
+
+
+class _Scaling(Protocol):
+    """What a noise schedule says of latents that are scaled: (z - offset) * scaling."""
+
+    @property
+    def scaling(self) -> float: ...
+
+    @property
+    def offset(self) -> float: ...
 
 
 def pixels(example: Example) -> Tensor:
@@ -110,6 +120,12 @@ def tiled(vae: Any, size: Sequence[int]) -> Iterator[None]:
         vae.disable_tiling()
 
 
+def decode_scaled(base: Base, latents: Tensor) -> Tensor:
+    """Pictures [B, 3, height, width] from latents [B, C, h, w] that `sample_scaled` scaled."""
+    schedule: _Scaling = base.schedule
+    return vae_decode(base, latents / schedule.scaling + schedule.offset)
+
+
 def vae_decode(base: Base, latents: Tensor) -> Tensor:
     """Pictures [B, 3, height, width] from latents [B, C, h, w] of diffusers' AutoencoderKL."""
     vae = base.encoders["vae"]
@@ -139,3 +155,9 @@ def sample(moments: Tensor, generator: torch.Generator) -> Tensor:
     mean, log_variance = moments.chunk(2, dim=1)
     noise = torch.randn(mean.shape, generator=generator)
     return mean + (0.5 * log_variance.clamp(-30.0, 20.0)).exp() * noise
+
+
+def sample_scaled(base: Base, moments: Tensor, generator: torch.Generator) -> Tensor:
+    """As `sample`, but scaled as the base model's denoiser takes them: (z - offset) * scaling."""
+    schedule: _Scaling = base.schedule
+    return (sample(moments, generator) - schedule.offset) * schedule.scaling

@@ -23,7 +23,7 @@ from core.errors import BaseModelUnavailable
 from training.families import flow
 from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Draw, FamilyCode, Where
-from training.families.latents import encode_pictures, sample, vae_decode
+from training.families.latents import decode_scaled, encode_pictures, sample_scaled
 from training.families.record import Family
 from training.families.sd15 import tokenize
 from training.families.weights.parts import config_of, load_part, vae_number
@@ -119,7 +119,7 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
 def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:
     """Draw scaled latents from moments [B, 32, h, w], normal noise, and s in 0..1: logit-normal, then shifted."""
     schedule: Sd35Schedule = base.schedule
-    latents = (sample(moments, generator) - schedule.offset) * schedule.scaling
+    latents = sample_scaled(base, moments, generator)
     noise = torch.randn(latents.shape, generator=generator)
     return Draw.plain(latents, noise, flow.logit_normal(len(latents), generator, schedule.shift))
 
@@ -141,12 +141,6 @@ def levels(base: Base, count: int, _size: tuple[int, int]) -> Tensor:
     shift: float = base.schedule.shift
     last = float(flow.shifted(torch.tensor(0.001), shift))
     return flow.shifted(torch.linspace(1.0, last, count), shift)
-
-
-def decode(base: Base, latents: Tensor) -> Tensor:
-    """Pictures [B, 3, height, width] from scaled latents [B, 16, h, w]."""
-    schedule: Sd35Schedule = base.schedule
-    return vae_decode(base, latents / schedule.scaling + schedule.offset)
 
 
 def stand_in(transformer: Any, _tokens: int) -> tuple[Sd35Schedule, Condition]:
@@ -199,5 +193,5 @@ def family(record: Family) -> FamilyCode:
         weigh=flow.weigh,
         levels=levels,
         denoise=flow.denoise,
-        decode=decode,
+        decode=decode_scaled,
     )

@@ -19,7 +19,7 @@ from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 from training.families import flow
 from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Draw, FamilyCode, Where
-from training.families.latents import encode_pictures, sample, vae_decode
+from training.families.latents import decode_scaled, encode_pictures, sample_scaled
 from training.families.record import Family
 from training.families.training_adapter import as_used, merge_adapter
 from training.families.weights.parts import load_part, vae_number
@@ -109,7 +109,7 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
 def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:
     """Draw scaled latents from moments [B, 2C, h, w], normal noise, and s in 0..1: uniform, then shifted."""
     schedule: FlowSchedule = base.schedule
-    latents = (sample(moments, generator) - schedule.offset) * schedule.scaling
+    latents = sample_scaled(base, moments, generator)
     noise = torch.randn(latents.shape, generator=generator)
     return Draw.plain(latents, noise, flow.shifted(torch.rand(len(latents), generator=generator), schedule.shift))
 
@@ -125,12 +125,6 @@ def predict(base: Base, mixed: Tensor, times: Tensor, conditions: Sequence[Condi
 def levels(base: Base, count: int, _size: tuple[int, int]) -> Tensor:
     """`count` times from 1 down, evenly spaced before the shift."""
     return flow.shifted(1 - torch.arange(count) / count, base.schedule.shift)
-
-
-def decode(base: Base, latents: Tensor) -> Tensor:
-    """Pictures [B, 3, height, width] from scaled latents [B, C, h, w]."""
-    schedule: FlowSchedule = base.schedule
-    return vae_decode(base, latents / schedule.scaling + schedule.offset)
 
 
 def stand_in(transformer: Any, tokens: int) -> tuple[FlowSchedule, Condition]:
@@ -186,6 +180,6 @@ def family(record: Family) -> FamilyCode:
         weigh=flow.weigh,
         levels=levels,
         denoise=flow.denoise,
-        decode=decode,
+        decode=decode_scaled,
         as_used=as_used,
     )
