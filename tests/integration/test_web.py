@@ -12,12 +12,12 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
-import sqlalchemy as sa
 
 from jobs import history, service
 from jobs.lifecycle import launches
 from jobs.owners import tokens
 from jobs.services import Services
+from tests.queries import queries_of
 from tests.servers.databases import address, postgres
 from tests.site import MASCOT, Site, site, until
 
@@ -210,11 +210,9 @@ def test_events_of_many_jobs_come_in_one_query(served: Site) -> None:
     for number in range(5):
         for job_id in ids:
             write(served.services, job_id, number)
-    queries: list[str] = []
-    sa.event.listen(served.services.database.engine, "before_cursor_execute", lambda *given: queries.append(given[2]))
     middle = service.events(served.services, ids[0])[2].id or 0
-    queries.clear()
-    found = history.events_of(served.services, {ids[0]: middle, ids[1]: 0})
+    with queries_of(served.services.database) as queries:
+        found = history.events_of(served.services, {ids[0]: middle, ids[1]: 0})
     assert len([query for query in queries if "job_event" in query]) == 1
     expected = service.events(served.services, ids[0], middle) + service.events(served.services, ids[1])
     assert [event.id for event in found] == sorted(event.id or 0 for event in expected)

@@ -14,6 +14,7 @@ from notifications import outbox
 from notifications.tables import MESSAGE
 from tests.contract.web.conftest import Api
 from tests.contract.web.test_page_matrix import HERE
+from tests.queries import queries_of
 from web.pages.session import COOKIE
 
 
@@ -48,14 +49,11 @@ def test_everything_is_found_by_the_beginning_of_its_id_or_name(api: Api, operat
 
 def test_a_search_asks_the_database_as_often_for_many_jobs_as_for_one(api: Api, operator: dict[str, str]) -> None:
     images = api.upload(api.token("ada"), 6)
-    queries: list[str] = []
-    engine = api.services.database.engine
-    sa.event.listen(engine, "before_cursor_execute", lambda *given: queries.append(given[2]))
     counts = []
     for _ in range(3):
         api.train(api.token("ada"), images)
-        queries.clear()
-        found = search.search(api.services, "ada").jobs
+        with queries_of(api.services.database) as queries:
+            found = search.search(api.services, "ada").jobs
         counts.append(len(queries))
     assert len(found) == 3
     assert counts[0] == counts[2], counts
