@@ -1,7 +1,7 @@
 # Every target is a line or two; the work is done in tools/ and in the packages themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help docs docs-serve setup demo demo-remote up test test-quick test-full lint types imports audit faults faults-remote faults-callbacks soak screenshots bench-pipeline bench-decoding bench-ledger bench-latency bench-scale bench-fleet bench-fair bench-recovery bench-resume bench-full bench-gpu bench-remote bench-train bench-train-quick bench-quality bench-web clean
+.PHONY: help docs docs-serve setup demo demo-remote up test test-quick test-full test-costs lint types imports audit faults faults-remote faults-callbacks soak screenshots bench-pipeline bench-decoding bench-ledger bench-latency bench-scale bench-fleet bench-fair bench-recovery bench-resume bench-full bench-gpu bench-remote bench-train bench-train-quick bench-quality bench-web clean
 
 # Tests start hundreds of processes, so compiled modules must be kept, whatever the shell has set.
 unexport PYTHONDONTWRITEBYTECODE
@@ -40,6 +40,9 @@ test-quick: setup  ## tests without servers or trainings, in under a minute
 
 test-full:  ## like make test, with every case of the large matrices instead of a sample
 	@IMPRINT_TEST_FULL=1 $(MAKE) --no-print-directory test
+
+test-costs: setup  ## run all cases and record what tests cost in tests/costs.json, which make test samples by; needs root
+	@IMPRINT_TEST_FULL=1 $(BIN)/pytest -n $(TESTERS) --dist worksteal -p tests.costs
 
 lint: setup  ## ruff: rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -2,14 +2,15 @@
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.costs import function_of, recorded
 from tests.once import made_once
 from tests.samples import FULL, SEED, left_out
-from tests.slowest import place
 
 try:
     import hypothesis
@@ -46,7 +47,8 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The slowest files come first. Tests that need a GPU skip where there is none, and only they import torch here.
+    """The costliest files come first, so that a run does not end with one long test on one core. Tests that need a GPU
+    skip where there is none, and only they import torch here.
 
     A run of all tests leaves some out (tests/samples.py); where tests are named, all of them run.
     """
@@ -54,7 +56,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others = left_out(items)
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid in others])
         items[:] = [item for item in items if item.nodeid not in others]
-    items.sort(key=lambda item: place(item.nodeid.partition("::")[0]))
+    recorded_s = recorded()
+    costs: Counter[str] = Counter()
+    for item in items:
+        costs[_file_of(item)] += recorded_s.get(function_of(item.nodeid), 0)
+    items.sort(key=lambda item: costs[_file_of(item)], reverse=True)
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if not needing:
         return
@@ -63,6 +69,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not torch.cuda.is_available():
         for item in needing:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _file_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
 
 
 def pytest_collection_finish() -> None:

@@ -3,6 +3,7 @@
 IMPRINT_TEST_SEED repeats a sample; pytest prints it in its header. IMPRINT_TEST_FULL=1 runs everything.
 """
 
+import math
 import os
 import random
 from collections import defaultdict
@@ -10,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import pytest
+
+from tests.costs import function_of, recorded
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -39,7 +42,8 @@ def paired(rows: Iterable[T], columns: Iterable[U], name: str) -> list[tuple[T, 
 
 def left_out(items: Sequence[pytest.Item]) -> set[str]:
     """Ids of the items that a run of all tests leaves out, by the seed, and `make test-full` does not."""
-    return _other_databases(items) | _undrawn(items)
+    others = _other_databases(items)
+    return others | _undrawn(items) | _other_cases([item for item in items if item.nodeid not in others])
 
 
 def _other_databases(items: Sequence[pytest.Item]) -> set[str]:
@@ -57,6 +61,21 @@ def _other_databases(items: Sequence[pytest.Item]) -> set[str]:
 
 
 def _undrawn(items: Sequence[pytest.Item]) -> set[str]:
-    """Half of the tests that are marked `drawn`: each takes tens of seconds of several processes."""
+    """Two thirds of the tests that are marked `drawn`: each costs ten seconds and more of several processes."""
     marked = [item.nodeid for item in items if item.get_closest_marker("drawn")]
-    return set(marked) - set(sample(marked, len(marked) // 2, "drawn"))
+    return set(marked) - set(sample(marked, _third(len(marked)), "drawn"))
+
+
+def _other_cases(items: Sequence[pytest.Item]) -> set[str]:
+    """Two thirds of the cases of each test function whose case costs more than a second; one at least stays."""
+    costly = recorded()
+    cases: defaultdict[str, list[str]] = defaultdict(list)
+    for item in items:
+        name = function_of(item.nodeid)
+        if name in costly and not any(map(item.get_closest_marker, ("drawn", "both_databases"))):
+            cases[name].append(item.nodeid)
+    return {one for name, each in cases.items() for one in set(each) - set(sample(each, _third(len(each)), name))}
+
+
+def _third(count: int) -> int:
+    return math.ceil(count / 3)

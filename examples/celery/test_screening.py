@@ -38,6 +38,7 @@ def train(shop: Shop, kind: str, folder: Path, first: int, **changed: Any) -> tu
     return owner, view["job_id"]
 
 
+@pytest.mark.drawn
 def test_pictures_are_screened_once_and_accepted_or_refused(shop: Shop, tmp_path: Path) -> None:
     running = shop.site
     owner, job_id = train(shop, "good", tmp_path, 0)

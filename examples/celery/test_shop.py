@@ -209,6 +209,7 @@ def _send_raw(shop: Shop, name: str, request: dict[str, Any], embed: dict[str, A
     return app.AsyncResult(task_id).get(timeout=60)
 
 
+@pytest.mark.drawn
 def test_the_result_outlives_a_restart_of_everything(shop: Shop, owner: str) -> None:
     """Last in this module, because all processes are new afterwards."""
     tasks, site = shop.module, shop.site

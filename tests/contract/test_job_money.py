@@ -115,6 +115,7 @@ def _report(session: Session, job_id: str) -> bool:
     return bool(session.connection().execute(active).rowcount)
 
 
+@pytest.mark.drawn
 def test_a_cancel_that_is_killed_anywhere_happened_wholly_or_not_at_all(services: Services, address: str) -> None:
     """SIGKILL before and after every statement: status, money and notice are of one transaction."""
     services.database.engine.dispose()

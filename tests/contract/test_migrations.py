@@ -29,6 +29,7 @@ from storage.tables.deletions import Deletion
 from storage.tables.jobs import Job, JobPicture
 from storage.tables.pictures import PreparedPicture, StoredPicture, Subject
 from tests.servers.databases import BOTH
+from tests.servers.launcher import run
 from tests.servers.postgres import new_database
 from tests.site import ROOT
 from training.families.registry import FAMILIES
@@ -278,10 +279,7 @@ def test_every_process_says_so_and_ends(tmp_path: Path) -> None:
     environment = {**os.environ, "IMPRINT_HOME": str(tmp_path), "IMPRINT_WEB_PORT": "0", "IMPRINT_FLOWER_PORT": "0"}
     celery = ["celery", "-A", "tasks.app"]
     for module in (["web"], ["cli.stack"], [*celery, "worker", "-Q", "io"], [*celery, "imprint", "migrate"]):
-        done = subprocess.run(
-            [sys.executable, "-m", *module], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, timeout=60, check=False,
-        )  # fmt: skip
+        done = run(module, cwd=ROOT, env=environment, folder=tmp_path, timeout=60)
         assert done.returncode == 1, f"{module}: {done.stdout}{done.stderr}"
         assert "a newer Imprint has migrated" in " ".join(done.stderr.split()), module
         assert "Traceback" not in done.stderr, module

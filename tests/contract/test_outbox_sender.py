@@ -21,6 +21,7 @@ from notifications import outbox
 from tasks.relay import relay
 from tests.contract.jobs import request
 from tests.outbox import due
+from tests.servers.launcher import run
 from tests.site import MASCOT, ROOT
 
 _FLUSH_S = 60
@@ -205,10 +206,9 @@ def test_a_command_sends_what_it_has_written_or_says_that_it_waits(tmp_path: Pat
     }  # fmt: skip
     submit = ["submit", str(MASCOT), "--trigger", "imp", "--resolution", "64", "--max-steps", "2"]
     for command in (["grant", "me", "1000"], submit):
-        done = subprocess.run(
-            [sys.executable, "-m", "celery", "-A", "tasks.app", "imprint", *command], cwd=ROOT, env=environment,
-            capture_output=True, text=True, timeout=120, check=True,
-        )  # fmt: skip
+        imprint = ["celery", "-A", "tasks.app", "imprint", *command]
+        done = run(imprint, cwd=ROOT, env=environment, folder=tmp_path, timeout=120)
+        assert done.returncode == 0, done.stderr
     services = Services(Settings(_env_file=None, home=tmp_path))
     with services.database.reading() as session:
         assert session.execute(_LAUNCHED).scalar_one() == sent

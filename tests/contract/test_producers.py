@@ -1,8 +1,6 @@
 """What producers give with a request: the id of the model, a reference, and checkpoints to keep."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from storage.objects.s3 import S3Store
 from storage.tables.jobs import Stage
 from tests.contract.jobs import events, put_at, request, row
 from tests.contract.processes import at_once
+from tests.servers.launcher import run
 from tests.site import ROOT
 
 
@@ -170,8 +169,8 @@ def test_the_commands_show_and_copy_them(services: Services, settings: Settings,
     }  # fmt: skip
 
     def imprint(*arguments: str) -> str:
-        command = [sys.executable, "-m", "celery", "-A", "tasks.app", "imprint", *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        command = ["celery", "-A", "tasks.app", "imprint", *arguments]
+        done = run(command, cwd=ROOT, env=environment, folder=tmp_path, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -21,6 +21,7 @@ from tests.docs.pages import PAGES, ROOT, RUN, Block, blocks, name_of
 from tests.servers.shell import run_script
 from tests.site import MASCOT, Site, site
 
+README = ROOT / "README.md"
 SMALL = "--resolution 64 --max-steps 2 "
 
 
@@ -44,8 +45,16 @@ def running(place: Path, base_model: Path) -> Iterator[Site]:
         yield made
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if typed(page)], ids=name_of)
+def test_every_command_of_the_readme_does_what_it_should(running: Site, place: Path) -> None:
+    do_what_stands_on(README, running, place, fresh=True)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if typed(page) and page != README], ids=name_of)
 def test_every_command_on_the_page_does_what_it_should(page: Path, running: Site, place: Path) -> None:
+    do_what_stands_on(page, running, place)
+
+
+def do_what_stands_on(page: Path, running: Site, place: Path, *, fresh: bool = False) -> None:
     folder = place / name_of(page).replace("/", "-")
     (folder / "pictures").mkdir(parents=True)
     for file in sorted(MASCOT.iterdir()):
@@ -56,7 +65,7 @@ def test_every_command_on_the_page_does_what_it_should(page: Path, running: Site
             cwd=folder,
             # Readers type in a checkout, where `demo` and `fakes` are; the wheel has neither.
             env=running.surroundings(API=running.web_url, PYTHONPATH=str(ROOT)),
-            fresh=page.name == "README.md",
+            fresh=fresh,
         )
     finally:
         leave_nothing_running(running)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from jobs import service
 from jobs.lifecycle import sweeps
 from jobs.owners import accounts
@@ -14,6 +16,7 @@ from tests.site import Site, site
 PAGE = ROOT / "docs" / "deploy" / "upkeep.md"
 
 
+@pytest.mark.drawn
 def test_a_training_goes_on_after_the_move(base_model: Path, tmp_path: Path) -> None:
     with postgres_server() as server, site(tmp_path, base_model) as before:
         before.grant("owner")

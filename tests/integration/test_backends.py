@@ -79,6 +79,7 @@ def test_pods_are_listed_and_closed_while_no_broker_answers(base_model: Path, tm
         site.end()
 
 
+@pytest.mark.drawn
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="wants a machine without a GPU")
 @pytest.mark.parametrize("server", sample([redis_server, rabbitmq_server], 1, "a device that does not work"))
 def test_a_worker_whose_device_does_not_work_takes_no_job(server: Any, base_model: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ def written(running: Site) -> dict[str, datetime]:
         return {one.sha256: one.created_at for one in session.exec(select(GeneratedCaption)) if one.text}
 
 
+@pytest.mark.drawn
 def test_ten_photographs_are_captioned_once_although_the_worker_is_killed(base_model: Path, tmp_path: Path) -> None:
     weights = captioner.make(tmp_path / "captioner")
     files = [*sorted((PHOTOGRAPHS / "dog").glob("*.jpg"))[:5], *sorted((PHOTOGRAPHS / "cat").glob("*.jpg"))[:5]]

@@ -40,6 +40,7 @@ def in_redis(running: Site, words: list[bytes]) -> set[str]:
     return found
 
 
+@pytest.mark.drawn
 def test_an_owner_is_deleted_everywhere_though_the_worker_is_killed(running: Site, tmp_path: Path) -> None:
     owner, subject, trigger = (f"{name}-{secrets.token_hex(4)}" for name in ("ada", "rex", "hush"))
     accounts.grant(running.services, owner, 10_000)

@@ -54,6 +54,7 @@ def steps(made: Site, view: DrawingView) -> int:
     return drawings.get(made.services, view.drawing_id).step
 
 
+@pytest.mark.drawn
 def test_with_and_without_the_lora_beside_each_other(made: Site, job_id: str) -> None:
     before = accounts.balance(made.services, "owner")
     done = wait(made, ask(made, job_id, count=2, compare=True, seed=7))

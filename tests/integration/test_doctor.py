@@ -60,6 +60,7 @@ def test_a_running_site_is_healthy(base_model: Path, tmp_path: Path) -> None:
             site.end()
 
 
+@pytest.mark.drawn
 def test_a_new_installation_is_told_what_to_do(tmp_path: Path) -> None:
     """Before anything was started: nothing is made, and each missing thing has its own line."""
     site = Site(tmp_path, tmp_path, "redis://127.0.0.1:1/0")

@@ -78,6 +78,7 @@ def project(running: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestTypeScript:
+    @pytest.mark.drawn
     def test_it_uploads_trains_follows_and_downloads(self, running: Site, project: Path, tmp_path: Path) -> None:
         pictures(tmp_path / "pictures")
         (tmp_path / "pictures" / "notes.txt").write_text("no picture")
@@ -100,6 +101,7 @@ class TestTypeScript:
         assert done.returncode == 1
         assert '"imageIds"' in done.stderr
 
+    @pytest.mark.drawn
     def test_a_call_that_the_document_does_not_allow_does_not_compile(self, project: Path) -> None:
         main = project / "src" / "main.ts"
         right = main.read_text()

@@ -138,6 +138,7 @@ def clean(text: str, where: str) -> None:
         assert planted not in text, f"{where}: …{text[max(text.index(planted) - 200, 0) :][:400]}…"
 
 
+@pytest.mark.drawn
 def test_a_training_is_shown_and_its_secrets_are_not(shown: Shown) -> None:
     """One test, for each of its checks wants the same site after the same trainings."""
     the_requests_ended_as_they_should(shown)

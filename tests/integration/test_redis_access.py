@@ -35,6 +35,7 @@ def address(server: RedisServer, user: str) -> str:
     return f"redis://{user}:secret@127.0.0.1:{server.port}/0"
 
 
+@pytest.mark.drawn
 def test_a_user_with_the_rights_of_the_page_is_refused_nothing(base_model: Path, tmp_path: Path) -> None:
     """A training from request to result, its cancellation, callbacks, remote control, and messages of dead workers."""
     with redis_server(tmp_path / "redis") as server, redis.Redis(port=server.port) as admin:
@@ -100,6 +101,7 @@ def test_each_right_of_the_page_is_looked_for_and_nothing_is_executed(server: Re
     assert named in told, told
 
 
+@pytest.mark.drawn
 def test_every_process_ends_at_its_start_with_a_sentence(server: RedisServer, tmp_path: Path) -> None:
     with redis.Redis(port=server.port) as admin:
         set_user(admin, "one", (right for right in rights_of("imprint") if right not in ("~unacked*", "+brpop")))
@@ -125,6 +127,7 @@ def test_every_process_ends_at_its_start_with_a_sentence(server: RedisServer, tm
             assert code == 1, name
 
 
+@pytest.mark.drawn
 def test_doctor_reports_a_redis_that_evicts_messages(base_model: Path, tmp_path: Path) -> None:
     with redis_server(tmp_path / "redis") as server, redis.Redis(port=server.port) as client:
         running = Site(tmp_path, base_model, server.url)

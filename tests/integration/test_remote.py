@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from jobs import service
 from jobs.lifecycle import sweeps
 from jobs.owners import accounts
@@ -59,6 +61,7 @@ def test_ten_pictures_become_a_lora_on_a_rented_pod_that_is_deleted(base_model: 
         assert status["remote_runs"] == [run]
 
 
+@pytest.mark.drawn
 def test_a_pod_that_vanishes_costs_an_attempt_not_the_job(base_model: Path, tmp_path: Path) -> None:
     pods = {"seconds_per_step": 0.1}
     with (

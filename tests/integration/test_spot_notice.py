@@ -38,6 +38,7 @@ def test_the_notice_is_read_and_silence_is_none(cloud: str, says: str) -> None:
     assert notice.get() == ""  # nothing answers
 
 
+@pytest.mark.drawn
 def test_a_training_on_a_machine_that_is_taken_away_ends_elsewhere_byte_for_byte(
     base_model: Path, tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def watched(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             yield Watched(running, ports)
 
 
+@pytest.mark.drawn
 def test_workers_tell_what_they_did_and_it_is_true(watched: Watched) -> None:
     train, io = "train", "io"
     assert watched.value(train, 'imprint_training_steps_total{family="sd15"}') == 4
@@ -185,6 +186,7 @@ def queries() -> list[str]:
     return found + [rule["expr"] for group in groups for rule in group["rules"]]
 
 
+@pytest.mark.drawn
 def test_a_prometheus_reads_them_and_every_panel_has_an_answer(watched: Watched, tmp_path: Path) -> None:
     """The rules as they are, the configuration with addresses of this machine, the server as Debian has it."""
     port = free_port()

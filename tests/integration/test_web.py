@@ -116,6 +116,7 @@ def write(services: Services, job_id: str, number: int) -> None:
         launches.record_event(session, job_id, "progress", step=number)
 
 
+@pytest.mark.drawn
 def test_no_event_is_lost_over_restarts_and_writers_that_commit_late(served: Site) -> None:
     """Two writers, one of which takes its time before each commit; the API is killed once and stopped once."""
     job_id = accepted(served)

@@ -181,6 +181,7 @@ def test_a_receiver_that_wants_no_more_hears_no_more_until_an_operator_enables_i
     assert "a-secret-path" not in "".join(log.read_text() for log in site.folder.glob("*.log"))
 
 
+@pytest.mark.drawn
 def test_an_endless_500_of_one_receiver_slows_nobody_else(running: Running, owner: str) -> None:
     """One worker process for all notices, twelve jobs that tell a receiver which takes seconds to say 500."""
     site, application, down = running
@@ -211,6 +212,7 @@ def test_an_endless_500_of_one_receiver_slows_nobody_else(running: Running, owne
     assert {one.content["data"]["training_id"] for one in down.got if one.answered == 204} == set(asked)
 
 
+@pytest.mark.drawn
 def test_a_late_success_is_delivered_charged_nothing_and_counted_as_a_leak(running: Running, owner: str) -> None:
     """The hold is over, by the operator's clock, while the training still goes on."""
     site, application, _ = running

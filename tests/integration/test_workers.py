@@ -32,6 +32,7 @@ def checkpoints(running: Site, job_id: str) -> list[int]:
     return [int(key.split("/")[-1].split(".")[0]) for key in running.services.store.list(f"checkpoints/{job_id}/")]
 
 
+@pytest.mark.drawn
 def test_a_worker_that_is_asked_to_stop_hands_over(celery_setup: CeleryTestSetup, celery_site: Site) -> None:
     io, train = celery_setup.worker_cluster
     assert celery_setup.ready(docker=True, control=True)

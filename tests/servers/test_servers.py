@@ -105,6 +105,7 @@ class TestRedis:
 
 
 class TestRabbitMQ:
+    @pytest.mark.drawn
     def test_keeps_a_durable_message_over_a_kill_and_leaves_nothing_behind(self, tmp_path: Path) -> None:
         with rabbitmq_server(tmp_path, config=["consumer_timeout = 3600000"]) as server:
             with kombu.Connection(server.url, transport_options={"confirm_publish": True}) as connection:

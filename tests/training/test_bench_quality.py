@@ -19,6 +19,7 @@ def test_a_recipe_is_tried_on_subjects_to_practise_on(tmp_path: Path, capsys: py
     assert json.loads(lines[-1])["seeds"] == 1
 
 
+@pytest.mark.drawn
 def test_both_sides_are_graded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet = tmp_path / "sheet.png"
     assert quality.main(["--quick", "--sheet", str(sheet)]) == 0

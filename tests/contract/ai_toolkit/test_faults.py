@@ -215,6 +215,7 @@ def test_a_download_that_breaks_off_goes_on(pod: FakePod, server: ToolkitServer,
 # ---- everything at once ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.drawn
 @pytest.mark.timeout(600)
 def test_many_trainings_over_a_faulty_pod(tmp_path: Path, order: Orders) -> None:
     """Faults from a seed at every request, and jobs that fail, stall or are left at `running`: each ends, once."""

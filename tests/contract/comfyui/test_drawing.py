@@ -111,6 +111,7 @@ def test_what_it_refuses(services: Services, job_id: str) -> None:
         drawing.generate(nowhere, good, "k")
 
 
+@pytest.mark.drawn
 def test_a_form_that_comfyui_loads_in_part_is_brought_in_another(
     services: Services, fake: FakeComfyUI, lora: Path
 ) -> None:
