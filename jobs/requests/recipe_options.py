@@ -1,6 +1,6 @@
 """The options of a recipe for people: each with its help, its value, and whether it differs from the default."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +53,11 @@ class RecipeOption:
 
 @dataclass(frozen=True)
 class RecipeChange:
-    """An option that two recipes do not share, with both values as text."""
+    """An option that two recipes do not share, with both values."""
 
     name: str
-    before: str
-    after: str
+    before: Any
+    after: Any
 
 
 def options_of(spec: TrainSpec) -> list[RecipeOption]:
@@ -75,8 +75,14 @@ def defaults(base_model: str, family: str | None = None) -> TrainSpec:
 def flat(spec: TrainSpec) -> dict[str, Any]:
     """The options of a recipe by their paths, as JSON values."""
     fields = spec.model_dump(mode="json", include={*_HELP, *GROUPS})
-    plain = {name: fields[name] for name in _HELP}
-    return plain | {f"{group}.{name}": value for group in GROUPS for name, value in fields[group].items()}
+    return by_path({name: fields[name] for name in (*_HELP, *GROUPS)})
+
+
+def by_path(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a recipe, whole or in part, by the paths of their options."""
+    plain = {name: value for name, value in recipe.items() if name not in GROUPS}
+    groups = {group: recipe.get(group) or {} for group in GROUPS}
+    return plain | {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
 
 
 def help_of(name: str) -> str:
@@ -95,9 +101,7 @@ def changes(before: TrainSpec, after: TrainSpec) -> list[RecipeChange]:
     old = {name: getattr(before, name) for name in names} | flat(before)
     new = {name: getattr(after, name) for name in names} | flat(after)
     return [
-        RecipeChange(name, as_text(old[name]), as_text(new[name]))
-        for name in new
-        if old[name] != new[name] and name not in _NOT_DEFAULT
+        RecipeChange(name, old[name], new[name]) for name in new if old[name] != new[name] and name not in _NOT_DEFAULT
     ]
 
 

@@ -20,9 +20,13 @@ from training.lora import formats
 from training.lora.reading import read_lora
 from training.spec import TrainSpec
 
-_PROGRAMS = {"kohya": "ComfyUI, AUTOMATIC1111 and Forge", "comfyui": "ComfyUI", "peft": "diffusers"}
+_PROGRAMS = {"kohya": ("ComfyUI", "AUTOMATIC1111", "Forge"), "comfyui": ("ComfyUI",), "peft": ("diffusers",)}
 # Of families whose own form is peft's: programs read the other forms too, but only some trainers need them.
-_OF_PEFT = {"peft": "ComfyUI and diffusers", "kohya": "ComfyUI and musubi-tuner", "comfyui": "ComfyUI and ai-toolkit"}
+_OF_PEFT = {
+    "peft": ("ComfyUI", "diffusers"),
+    "kohya": ("ComfyUI", "musubi-tuner"),
+    "comfyui": ("ComfyUI", "ai-toolkit"),
+}
 _SUFFIXES = {"kohya": "kohya", "comfyui": "comfyui", "peft": "diffusers"}
 _MAX_STEM = 40
 _CONVERTING = threading.Lock()  # a conversion takes several times the memory of its file
@@ -34,7 +38,7 @@ class FormChoice:
     """A form of a LoRA file, and the programs that it is for. `is_own`: the training has written this form."""
 
     name: str
-    programs: str
+    programs: tuple[str, ...]
     is_own: bool
 
 

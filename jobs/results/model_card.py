@@ -65,7 +65,7 @@ def _use(view: JobView) -> str:
     spec = view.spec
     prompt = " ".join(filter(None, ("a photo of", spec.trigger_word, spec.class_word)))
     prompts = [prompt, *(one for one in spec.validation.previews if one != prompt)]
-    forms = "\n".join(f"- {form.programs}: the {form.name} form" for form in lora_files.forms(spec.family))
+    forms = "\n".join(f"- {', '.join(form.programs)}: the {form.name} form" for form in lora_files.forms(spec.family))
     return (
         "## Use\n\nThe LoRA was trained for strength 1.0. Less gives the prompt more influence.\n\n"
         f"{forms}\n\nPrompts:\n\n" + "\n".join(f"- {_code(one)}" for one in prompts)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil, floor, log10, sqrt
 from statistics import fmean, variance
 
-from web.pages.texts import gettext
+from web.pages.texts import gettext, number
 
 WIDTH, HEIGHT = 640, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 28, 12, 32
@@ -75,12 +75,12 @@ class _Axes:
     @property
     def across(self) -> list[Tick]:
         along = max(1, int(_round_step(self.last / 5)))
-        return [Tick(self._x(at), str(at)) for at in range(0, self.last + 1, along)]
+        return [Tick(self._x(at), number(at)) for at in range(0, self.last + 1, along)]
 
     @property
     def up(self) -> list[Tick]:
         losses = (self.step * at for at in range(round(self.highest / self.step) + 1))
-        return [Tick(self._y(loss), f"{loss:.3g}") for loss in losses]
+        return [Tick(self._y(loss), number(loss, ".3g")) for loss in losses]
 
     def _x(self, step: int) -> float:
         return _LEFT + (WIDTH - _LEFT - _RIGHT) * step / self.last
@@ -118,7 +118,7 @@ CANNOT_TELL = (
 
 def _words(losses: Sequence[Point]) -> str:
     """What the curve tells, and what it cannot."""
-    over = gettext("Loss over %(steps)s steps:") % {"steps": losses[-1][0]}
+    over = gettext("Loss over %(steps)s steps:") % {"steps": number(losses[-1][0])}
     return f"{over} {_change([loss for _, loss in losses])} {gettext(CANNOT_TELL)}"
 
 
@@ -139,7 +139,7 @@ def _change(losses: Sequence[float]) -> str:
         words = gettext("it fell from %(before)s in the first third to %(after)s in the last.")
     else:
         words = gettext("it rose from %(before)s in the first third to %(after)s in the last.")
-    return words % {"before": f"{before:.3g}", "after": f"{after:.3g}"}
+    return words % {"before": number(before, ".3g"), "after": number(after, ".3g")}
 
 
 @dataclass(frozen=True)

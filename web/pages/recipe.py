@@ -1,6 +1,7 @@
 """The recipe of a subject: a preset for what it is, every option with its help, and the recipe as JSON."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -16,15 +17,16 @@ from storage.tables.pictures import Subject
 from training.families.registry import BASE_MODELS, FAMILIES
 from training.spec import GROUPS, Learns, TrainSpec
 from web.auth import Caller, ServicesDep
+from web.pages import options
 from web.pages.render import render, segment
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
-from web.pages.texts import gettext
+from web.pages.texts import decimal_mark, gettext, number
 from web.parameters import SubjectId
 
 router = APIRouter(prefix="/subjects/{id}/recipe", route_class=PageRoute, include_in_schema=False)
 
 _MAX_JSON = 20_000
-_LISTED = "validation.previews"
+_LISTED, _SIDES = "validation.previews", "data.resolutions"
 OPEN = {"seed": "a new one each time", "learns": "by what it is", "max_steps": "by the epochs"}  # instead of a default
 
 
@@ -77,11 +79,10 @@ def _page(
     )
 
 
-def _sets(kind: Learns, kept: Subject) -> str:
+def _sets(kind: Learns, kept: Subject) -> dict[str, Any]:
     """What a preset sets on the subject's base model, without the prompts. A family lacks some of the options."""
-    recipe = presets.recipe_for(kind, kept.base_model, kept.trigger_word, kept.class_word)
-    typed = {name: value for name, value in _typed(recipe).items() if name not in ("learns", _LISTED)}
-    return ", ".join(f"{name.rpartition('.')[2].replace('_', ' ')} {value}" for name, value in typed.items())
+    recipe = recipe_options.by_path(presets.recipe_for(kind, kept.base_model, kept.trigger_word, kept.class_word))
+    return {name: value for name, value in recipe.items() if name not in ("learns", _LISTED)}
 
 
 def _fields(base_model: str, typed: dict[str, str], faults: dict[str, str]) -> list[OptionField]:
@@ -90,7 +91,7 @@ def _fields(base_model: str, typed: dict[str, str], faults: dict[str, str]) -> l
     return [
         OptionField(
             name, gettext(recipe_options.help_of(name)), typed.get(name, ""),
-            gettext(OPEN[name]) if name in OPEN else recipe_options.as_text(default),
+            gettext(OPEN[name]) if name in OPEN else options.value(default),
             _choices(name), refused.get(name),
             faults.get(f"recipe.{name}") or faults.get(f"recipe.{name.partition('.')[0]}"),
         )
@@ -111,12 +112,16 @@ def _choices(name: str) -> tuple[str, ...]:
 
 def _typed(recipe: dict[str, Any]) -> dict[str, str]:
     """A stored recipe as the form's fields."""
-    flat = {name: value for name, value in recipe.items() if name not in GROUPS}
-    flat |= {f"{group}.{name}": value for group in GROUPS for name, value in (recipe.get(group) or {}).items()}
-    return {
-        name: "\n".join(value) if isinstance(value, list | tuple) else recipe_options.as_text(value)
-        for name, value in flat.items()
-    }
+    return {name: _as_typed(name, value) for name, value in recipe_options.by_path(recipe).items()}
+
+
+def _as_typed(name: str, value: Any) -> str:
+    """A value as `_value` reads it."""
+    if name == _LISTED:
+        return "\n".join(value)
+    if isinstance(value, float):
+        return number(value, "g")
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else recipe_options.as_text(value)
 
 
 def _shared(kept: Subject) -> dict[str, Any]:
@@ -156,6 +161,10 @@ def _value(name: str, text: str) -> Any:
         return [line.strip() for line in text.splitlines() if line.strip()]
     if text in ("yes", "no"):
         return text == "yes"
+    if name == _SIDES:
+        text = f"[{text.strip('[]')}]"
+    elif decimal_mark() == "," and re.fullmatch(r"\d+,\d+(e-?\d+)?", text):
+        text = text.replace(",", ".")
     try:
         return json.loads(text)
     except ValueError:

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -12,9 +13,9 @@ from urllib.parse import quote
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from web.pages import texts
+from web.pages import options, texts
 from web.pages.messages import said
 from web.pages.texts import Texts, count, gettext, language, ngettext, number
 from web.pages.wording import browser, label, sentence
@@ -57,6 +58,13 @@ ENTRIES = {
 DRAWING_ENTRIES = ENTRIES | {"hold": "Held for a drawing", "settle": "Charged for a drawing"}
 DELETION_KINDS = {"picture": "Picture", "subject": "Subject", "training": "Training", "owner": "Account"}
 SIDES = {"left": "Left", "top": "Top", "width": "Width", "height": "Height"}
+SCOPES = {
+    "read": "look",
+    "train": "train and change",
+    "priority": "train with high priority",
+    "view": "look at the operators' pages",
+    "operate": "operate",
+}
 GROUPS = {
     "": "The LoRA and its training",
     "adapter.": "Layers",
@@ -142,11 +150,12 @@ def seconds(value: float | None) -> str:
         return gettext("under 1 s")
     whole = round(value)
     if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{round(whole / 60)} min"
+        return gettext("%(seconds)s s") % {"seconds": whole}
     hours, minutes = divmod(round(whole / 60), 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    if not hours:
+        return gettext("%(minutes)s min") % {"minutes": minutes}
+    words = gettext("%(hours)s h %(minutes)s min") if minutes else gettext("%(hours)s h")
+    return words % {"hours": hours, "minutes": minutes}
 
 
 def at(value: datetime | None) -> str:
@@ -167,12 +176,22 @@ def signed(value: int) -> str:
 
 def size(value: int) -> str:
     """The size of a file."""
-    return f"{value / 1e6:.1f} MB" if value >= 1e5 else f"{value / 1e3:.1f} kB"
+    return f"{number(value / 1e6, '.1f')} MB" if value >= 1e5 else f"{number(value / 1e3, '.1f')} kB"
 
 
 def in_group(name: str, prefix: str) -> bool:
     """Whether an option of a recipe belongs to the group with this prefix; to none of them for an empty one."""
     return name.startswith(prefix) if prefix else "." not in name
+
+
+def in_columns(rows: Markup, columns: Sequence[str | Mapping[str, str]]) -> Markup:
+    """The rows of a table, each cell with the title of its column, which a phone shows before it."""
+
+    def named(row: re.Match[str]) -> str:
+        titles = iter([one if isinstance(one, str) else one.get("right", "") for one in columns])
+        return re.sub(r"<t[dh]\b", lambda cell: f'{cell[0]} data-column="{escape(next(titles, ""))}"', row[0])
+
+    return Markup(re.sub(r"<tr\b.*?</tr>", named, rows, flags=re.DOTALL))  # noqa: S704 - escaped before
 
 
 def segment(value: str) -> str:
@@ -200,11 +219,12 @@ def environment() -> Environment:
     made.install_gettext_callables(gettext, ngettext, newstyle=True)  # type: ignore[attr-defined]
     made.filters |= {"seconds": seconds, "number": number, "at": at, "size": size, "segment": segment}
     made.filters |= {"label": label, "sentence": sentence, "browser": browser}
-    made.filters |= {"when": when, "signed": signed, "said": said}
+    made.filters |= {"when": when, "signed": signed, "said": said, "in_columns": in_columns}
+    made.filters |= {"option": options.option, "value": options.value, "listed": options.listed}
     made.tests |= {"in_group": in_group}
     tables = {
         "statuses": STATUSES, "stages": STAGES, "entries": ENTRIES, "drawing_entries": DRAWING_ENTRIES,
-        "deletion_kinds": DELETION_KINDS, "sides": SIDES, "option_groups": GROUPS,
+        "deletion_kinds": DELETION_KINDS, "sides": SIDES, "option_groups": GROUPS, "scope_names": SCOPES,
     }  # fmt: skip
     made.globals |= {name: Texts(table) for name, table in tables.items()}
     made.globals |= {"asset": asset, "count": count, "language": language, "languages": texts.LANGUAGES}

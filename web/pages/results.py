@@ -15,6 +15,7 @@ from web.auth import ServicesDep
 from web.files import card_response, lora_response
 from web.pages.render import render
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
+from web.pages.texts import gettext
 from web.parameters import TrainingId
 
 router = APIRouter(prefix="/trainings/{id}", route_class=PageRoute, include_in_schema=False)
@@ -92,7 +93,7 @@ def grid_of(view: JobView, names: list[str]) -> SampleGrid:
 
 def _text(prompts: tuple[str, ...], number: str) -> str:
     at = int(number) if number.isdigit() else len(prompts)
-    return prompts[at] if at < len(prompts) else f"Prompt {at + 1}"
+    return prompts[at] if at < len(prompts) else gettext("Prompt %(number)s") % {"number": at + 1}
 
 
 @router.get("/samples")

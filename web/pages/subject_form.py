@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from core.errors import SpecInvalid
 from jobs.admission.live import LiveBases, live_bases
-from jobs.requests import quotes
+from jobs.requests import quotes, recipe_options
 from jobs.requests.quotes import Quote
 from jobs.services import Services
 from jobs.subjects import subject_pictures, subject_recipe
@@ -96,25 +96,15 @@ class TrainForm:
         return MIN_PICTURES + int(held_out)
 
     @property
-    def about_others(self) -> list[str]:
-        """The options without fields, in words."""
-        return [line for name, value in self.others.items() for line in _lines(name, value)]
+    def options_without_fields(self) -> dict[str, Any]:
+        """The values of the other options by their paths."""
+        return recipe_options.by_path(self.others)
 
 
 def _split(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe as the form's fields and the other options."""
     typed = {name: str(recipe[name]) for name in _FIELDS if recipe.get(name) is not None}
     return {**typed, "others": {name: value for name, value in recipe.items() if name not in _FIELDS}}
-
-
-def _lines(name: str, value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [line for option, one in value.items() for line in _lines(option, one)]
-    shown = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
-    listed = ", ".join(map(str, shown)) if isinstance(shown, list) else shown
-    return [
-        f"{name.replace('_', ' ')} {listed:g}" if isinstance(listed, float) else f"{name.replace('_', ' ')} {listed}"
-    ]
 
 
 # ---- pictures, price, obstacles -------------------------------------------------------------------------------

@@ -108,9 +108,20 @@ def count(value: int, one: str, many: str | None = None) -> str:
     return ngettext(f"%(number)s {one}", f"%(number)s {many or one + 's'}", value).replace("%(number)s", number(value))
 
 
-def number(value: int) -> str:
-    """An integer with thin spaces between thousands: no language reads them as a decimal point."""
-    return f"{value:,}".replace(",", "\u202f")
+def number(value: float, form: str = ",") -> str:
+    """A number as the language of the request writes it. `form`: as Python formats it, such as `.4f`.
+
+    Thin spaces stand between thousands: no language reads them as a decimal point.
+    """
+    return format(value, form).translate(_MARKS | {ord("."): decimal_mark()})
+
+
+_MARKS = {ord(","): "\u202f"}
+
+
+def decimal_mark() -> str:
+    """What stands before the decimals of a number."""
+    return "," if language() == "de" else "."
 
 
 # ---- the scripts ----------------------------------------------------------------------------------------------------

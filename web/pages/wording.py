@@ -5,17 +5,12 @@ import re
 from pydantic.alias_generators import to_snake
 
 from web.pages.messages import said
+from web.pages.options import OPTIONS, option
 from web.pages.texts import gettext
 
 LABELS = {
-    "trigger_word": "Trigger word",
-    "class_word": "What it is",
-    "base_model": "Base model",
-    "max_steps": "Steps",
-    "resolution": "Resolution",
     "prompt": "What to draw",
     "strength": "Strength",
-    "seed": "Seed",
     "count": "Pictures",
     "text": "Caption",
     "files": "Files",
@@ -71,6 +66,9 @@ def label(name: str) -> str:
         return gettext("File %(number)s") % {"number": int(first) + 1}
     if first == "recipe" and rest:
         first, _, rest = rest.partition(".")
+    path = f"{first}.{rest}" if rest else first
+    if path in OPTIONS:
+        return option(path)
     words = to_snake(rest or first).replace("_", " ").replace(".", ", ")
     return gettext(LABELS[first]) if first in LABELS else words[:1].upper() + words[1:]
 

@@ -411,7 +411,7 @@ document.addEventListener("click", async (event) => {
 
 document.addEventListener("input", (event) => {
   const shown = event.target.form?.querySelector(`[data-shows="${event.target.name}"]`);
-  if (shown) shown.textContent = event.target.value;
+  if (shown) shown.textContent = Number(event.target.value).toLocaleString(document.documentElement.lang);
 });
 
 // The server writes times in UTC. In English the browser knows which kind of English.

@@ -66,12 +66,14 @@ def cookie_of(api: Api, owner: str = "ada") -> dict[str, str]:
 
 def test_each_family_offers_the_forms_that_programs_read() -> None:
     found = {name: {form.name: form.programs for form in lora_files.forms(name)} for name in FAMILIES}
-    assert found["sd15"] == found["sdxl"] == {"kohya": "ComfyUI, AUTOMATIC1111 and Forge", "peft": "diffusers"}
-    assert found["z-image"] == {"comfyui": "ComfyUI", "peft": "diffusers"}
+    assert found["sd15"] == found["sdxl"] == {"kohya": ("ComfyUI", "AUTOMATIC1111", "Forge"), "peft": ("diffusers",)}
+    assert found["z-image"] == {"comfyui": ("ComfyUI",), "peft": ("diffusers",)}
     assert found["qwen-image"] == {
-        "peft": "ComfyUI and diffusers", "kohya": "ComfyUI and musubi-tuner", "comfyui": "ComfyUI and ai-toolkit"
-    }  # fmt: skip
-    assert found["krea2"] == {"comfyui": "ComfyUI"}  # trained on rented servers only, with their names
+        "peft": ("ComfyUI", "diffusers"),
+        "kohya": ("ComfyUI", "musubi-tuner"),
+        "comfyui": ("ComfyUI", "ai-toolkit"),
+    }
+    assert found["krea2"] == {"comfyui": ("ComfyUI",)}  # trained on rented servers only, with their names
     for name, record in FAMILIES.items():
         first = lora_files.forms(name)[0]
         assert (first.name, first.is_own) == (record.lora.form, True)

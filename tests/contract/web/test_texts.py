@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from jobs.requests import recipe_options
 from tests.contract.web.conftest import Api
 from tests.contract.web.page import HERE, Visit
 from tools import messages as message_texts
 from tools.texts import collect
 from web.pages import texts
 from web.pages.messages import VALUE, in_words, said
-from web.pages.render import STATIC
+from web.pages.options import OPTIONS, listed, value
+from web.pages.render import STATIC, seconds, size
 
 TEMPLATES = STATIC.parent / "templates" / "page"
 OTHERS = sorted(set(texts.LANGUAGES) - {"en"})
@@ -93,6 +95,26 @@ def test_plurals_and_numbers() -> None:
     assert told["en"] == ["0 pictures", "1 picture", "2 pictures", "1\u202f234 pictures"]
     assert told["de"] == ["0 Bilder", "1 Bild", "2 Bilder", "1\u202f234 Bilder"]
     assert told["zh"] == ["0 张图片", "1 张图片", "2 张图片", "1\u202f234 张图片"]
+
+
+def test_decimals_names_and_options_in_each_language() -> None:
+    told = {}
+    for language in texts.LANGUAGES:
+        texts.use(language)
+        told[language] = [
+            texts.number(1234.5, ",.2f"),
+            size(20_000_000),
+            seconds(3900),
+            listed(["a", "b", "c"]),
+            listed(["a"]),
+            value([]),
+            value(True),
+        ]
+    texts.use("")
+    assert told["en"] == ["1\u202f234.50", "20.0 MB", "1 h 5 min", "a, b and c", "a", "none", "yes"]
+    assert told["de"] == ["1\u202f234,50", "20,0 MB", "1 Std. 5 Min.", "a, b und c", "a", "keine", "ja"]
+    assert told["zh"] == ["1\u202f234.50", "20.0 MB", "1 小时 5 分钟", "a、b 和 c", "a", "无", "是"]
+    assert set(recipe_options.flat(recipe_options.defaults("sd15"))) < set(OPTIONS)  # each has a label
 
 
 @pytest.mark.parametrize(
