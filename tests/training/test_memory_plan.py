@@ -35,7 +35,11 @@ MID: dict[str, Any] = {
     "attention_head_dim": 4,
     "norm_num_groups": 16,
 }
-TINY = MID | {"block_out_channels": [32, 32, 64, 64], "layers_per_block": 1, "cross_attention_dim": 32}
+TINY = MID | {
+    "block_out_channels": [32, 64], "layers_per_block": 1, "cross_attention_dim": 32,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+}  # fmt: skip
 
 
 MEASURED = [(name, checkpointing) for name in ("tiny", "mid") for checkpointing in (False, True)]

@@ -268,7 +268,7 @@ def test_what_is_recalled_is_chances_choice_and_nothing_else_moves(runs: Runs, t
 def test_a_prior_keeps_the_class_nearer_to_the_base(runs: Runs, asked: dict[str, float]) -> None:
     found, strays = families.find("sd15"), []
     for options in ({}, asked):
-        run = runs(objective=options, class_word="dog", max_steps=20, learning_rate=3e-3)
+        run = runs(objective=options, class_word="dog", max_steps=20, learning_rate=3e-3, seed=8)
         live = Live(run, found, base_of(run), 20)
         for _ in range(20):
             live.step()
@@ -288,10 +288,10 @@ def test_a_prior_keeps_the_class_nearer_to_the_base(runs: Runs, asked: dict[str,
 
 # As in test_training_families.py: losses of the first and the sixth step on the tiny base, with one option each.
 GOLDEN = {
-    ("sd15", "epsilon", "min_snr"): (0.392521, 0.998921),
-    ("sd15", "v_prediction", "min_snr"): (0.360094, 0.009837),
-    ("sdxl", "epsilon", "debiased"): (0.319399, 9.592884),
-    ("z-image", "flow", "debiased"): (0.096028, 0.293799),
+    ("sd15", "epsilon", "min_snr"): (0.411184, 1.005164),
+    ("sd15", "v_prediction", "min_snr"): (0.376383, 0.009962),
+    ("sdxl", "epsilon", "debiased"): (0.297256, 9.805404),
+    ("z-image", "flow", "debiased"): (0.099384, 0.307448),
 }
 
 

@@ -219,7 +219,7 @@ def test_scale_survives(runs: Runs) -> None:
 
 def test_keys_are_those_that_comfyui_reads(runs: Runs) -> None:
     held = load_file(train(runs()).path)
-    stem = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+    stem = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     assert {f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", f"{stem}.alpha"} <= set(held)
     assert "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0.alpha" in held
     assert held[f"{stem}.alpha"].item() == 32.0

@@ -132,13 +132,13 @@ def tiny(prediction: str) -> Any:
     tokenizer = clip_tokenizer()
     unet = lib.UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(32, 32, 64, 64),
+        block_out_channels=(32, 64),
         layers_per_block=1,
         norm_num_groups=8,
         cross_attention_dim=32,
         attention_head_dim=2,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )
     return lib.StableDiffusionPipeline(
         vae=autoencoder(4, 0.18215),
