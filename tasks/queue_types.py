@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from amqp.exceptions import NotFound
 from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
@@ -11,7 +12,7 @@ _ANSWER_S = 3
 
 
 def check_queue_types(app: Celery) -> None:
-    """Raises ValueError if one of our queues is a quorum queue. A broker that is away is not checked.
+    """Raises ValueError if one of our queues is a quorum queue. A broker or node that is away is not checked.
 
     Quorum queues know no prefetch count for a whole channel, with which a worker makes room for tasks that wait for
     their time. Imprint needs no replicated queues: the database has every job, and the sweeps send lost messages again.
@@ -28,8 +29,8 @@ def check_queue_types(app: Celery) -> None:
                         "queues): delete it, or set IMPRINT_BROKER_URL to a virtual host whose default queue type is "
                         "classic"
                     )
-    except (OperationalError, OSError):
-        return  # the worker waits for the broker, as ever
+    except (OperationalError, OSError, NotFound):
+        return  # the worker waits for the broker, or for its node with the queue, as ever
 
 
 def eviction_policy(app: Celery) -> str | None:

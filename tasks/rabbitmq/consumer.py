@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+from amqp.exceptions import NotFound
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker.consumer import Consumer
 from celery.worker.consumer import consumer as upstream
@@ -28,6 +29,8 @@ _FAULTS = (
 )  # fmt: skip
 
 
+# Of a Redis that cannot write, and of a RabbitMQ whose node with the queue is down.
+_REFUSALS = (ResponseError, NotFound)
 _MAX_DEPTH = 20
 _REFUSED_S = 1.0
 _LONGEST_GAP_S = 60.0  # an operator may send the hourly audit once more
@@ -63,8 +66,9 @@ class SteadyConsumer(Consumer):  # type: ignore[misc]
     the next worker. Here it is checked first, and dropped. `tests/hostile/test_messages.py` fails without this.
 
     A Redis that is full, read-only or cannot write to its disk refuses to note a message that the worker has taken, and
-    that ends the worker. Here it connects again, until Redis has room; `tests/faults/test_full_redis.py` fails without
-    this.
+    that ends the worker. So does a RabbitMQ cluster without the node that has the worker's queues. Here the worker
+    connects again, until Redis has room and the node is back; `tests/faults/test_full_redis.py` and the cluster in
+    `tests/integration/test_brokers.py` fail without this.
 
     And it compares no times of two machines: each may have a clock of its own.
     """
@@ -73,11 +77,11 @@ class SteadyConsumer(Consumer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if ResponseError in self.channel_errors:  # those of Redis
-            self.connection_errors: tuple[type[Exception], ...] = (*self.conninfo.connection_errors, ResponseError)
+        refusals = tuple(each for each in _REFUSALS if issubclass(each, self.channel_errors))
+        self.connection_errors: tuple[type[Exception], ...] = (*self.conninfo.connection_errors, *refusals)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        if isinstance(exc, ResponseError):
+        if isinstance(exc, _REFUSALS):
             time.sleep(_REFUSED_S)  # it is not away, so the next attempt would be at once
         if self.connection is not None:
             self.connection.close = lambda: None

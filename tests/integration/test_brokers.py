@@ -8,14 +8,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from amqp.exceptions import NotFound
 from celery import Celery
 from kombu import Connection, Queue
 
+from jobs import service
+from tasks.queue_types import check_queue_types
 from tests.integration.doctor import diagnosed
 from tests.servers.certificates import Certificates, make_certificates
 from tests.servers.launcher import run
 from tests.servers.process import free_port
-from tests.servers.rabbitmq import rabbitmq_server
+from tests.servers.rabbitmq import rabbitmq_cluster, rabbitmq_server
 from tests.servers.redis import redis_server
 from tests.servers.redis_setups import GROUP, redis_over_tls, redis_sentinel
 from tests.site import MASCOT, RECIPE, ROOT, Site, until
@@ -179,6 +182,39 @@ class TestSentinel:
             assert "Traceback" not in done.stderr
             submit = ("imprint", "submit", str(ROOT / "demo" / "pictures"), "--trigger", "imp", "--owner", "owner")
             assert wanted in " ".join(made.command(*submit).stderr.split()), "the terminal breaks the line"
+
+
+@pytest.mark.drawn
+class TestRabbitmqCluster:
+    def test_workers_follow_and_a_job_waits_for_the_node_that_has_its_queues(
+        self, base_model: Path, tmp_path: Path
+    ) -> None:
+        with rabbitmq_cluster(tmp_path / "rabbitmq", 2) as (first, second):
+            both = f"{first.url};{second.url}"
+            with installed(tmp_path, base_model, both, IMPRINT_RELAUNCH_AFTER_S="3") as made:
+                made.start_together("io", "train", "beat")
+                made.grant("owner")
+                assert made.wait(made.send()["job_id"])["status"] == "ready"
+                second.kill()  # has no queue: nobody notices
+                assert made.wait(made.send()["job_id"])["status"] == "ready"
+                second.start()
+                job_id = made.send(max_steps=30)["job_id"]
+                made.wait(job_id, lambda view: view["step"] > 0)
+                first.kill()  # the node with the queues, in mid-training
+                with pytest.raises(NotFound, match="home node"):
+                    made.send()
+                with Celery(broker=both) as starting:
+                    starting.conf.task_queues = [Queue("io")]
+                    check_queue_types(starting)  # does not end a worker that starts now
+                request = {"subject_id": "mascot", "owner_id": "owner", "images": made.pictures("owner"), **RECIPE}
+                waiting = service.submit(made.services, request).job_id  # as the HTTP API does
+                until(lambda: made.view(job_id)["stage"] != "train", 60, "the training ends without a broker")
+                first.start()
+                for each in (job_id, waiting):
+                    assert made.wait(each)["status"] == "ready"
+                assert {name: process.alive for name, process in made.processes.items()} == dict.fromkeys(
+                    ("io", "train", "beat"), True
+                )
 
 
 class TestQuorumQueues:

@@ -5,7 +5,8 @@ import secrets
 import shutil
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import amqp
@@ -13,16 +14,37 @@ import amqp
 from tests.servers.process import NotStarted, Server, ServerProcess, free_port
 
 
-class RabbitServer(Server):
-    """One node in one folder. Durable queues outlive `kill` and `stop`; node name and ports stay the same."""
+@dataclass
+class Peers:
+    """What nodes share that find each other: a name server (epmd), a home with the Erlang cookie, and their names."""
 
-    def __init__(self, folder: Path, *, port: int | None, config: Sequence[str]) -> None:
+    home: Path
+    epmd_port: int = field(default_factory=free_port)
+    names: list[str] = field(default_factory=list)
+
+    def epmd(self, env: dict[str, str]) -> ServerProcess:
+        # In the foreground, so that it ends with us: a node that finds none starts a daemon.
+        argv = ["epmd", "-port", str(self.epmd_port), "-address", "127.0.0.1"]
+        process = ServerProcess(argv, log=self.home / "epmd.log", cwd=self.home, env=env)
+        process.wait_until(lambda: _listens(self.epmd_port), 10.0)
+        return process
+
+
+class RabbitServer(Server):
+    """One node in one folder. Durable queues outlive `kill` and `stop`; node name and ports stay the same.
+
+    With `peers` it is a node of their cluster, and whoever made them runs their epmd.
+    """
+
+    def __init__(self, folder: Path, *, port: int | None, config: Sequence[str], peers: Peers | None = None) -> None:
         self.folder = folder.resolve()
         self.node = f"imprint-{secrets.token_hex(4)}"
         self.port = port or free_port()
         self.config = config
         self._distribution_port = free_port()
-        self._epmd_port = free_port()
+        self._own_epmd = peers is None
+        self._peers = peers or Peers(self.folder)
+        self._peers.names.append(self.node)
         self._processes: list[ServerProcess] = []  # epmd, then the node
 
     @property
@@ -43,10 +65,11 @@ class RabbitServer(Server):
         (self.folder / "enabled_plugins").write_text("[].\n")
         env = self._environment()
         try:
-            # In the foreground, so that it ends with us: a node that finds none starts a daemon.
-            epmd = ["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"]
-            self._run(epmd, env).wait_until(lambda: _listens(self._epmd_port), 10.0)
-            self._run([_program()], env).wait_until(self._answers, timeout_s)
+            if self._own_epmd:
+                self._processes.append(self._peers.epmd(env))
+            node = ServerProcess([_program()], log=self.folder / "rabbitmq-server.log", cwd=self.folder, env=env)
+            self._processes.append(node)
+            node.wait_until(self._answers, timeout_s)
         except NotStarted:
             self._end(kill=True)
             raise
@@ -56,28 +79,26 @@ class RabbitServer(Server):
             raise RuntimeError("the node does not run")
         self._processes[-1].signal(number)
 
-    def _run(self, argv: Sequence[str], env: dict[str, str]) -> ServerProcess:
-        process = ServerProcess(argv, log=self.folder / f"{Path(argv[0]).name}.log", cwd=self.folder, env=env)
-        self._processes.append(process)
-        return process
-
     def _end(self, *, kill: bool) -> None:
         while self._processes:
             self._processes.pop().end(kill=kill, timeout_s=30.0)
 
     def _answers(self) -> bool:
-        """True when *this* node answers: another program may have taken the port in the meantime."""
+        """True when *this* node answers: another program may have taken the port in the meantime.
+
+        A cluster has the name of its first node.
+        """
         with (
             suppress(OSError, amqp.AMQPError),
             amqp.Connection(f"127.0.0.1:{self.port}", connect_timeout=2, read_timeout=2, write_timeout=2) as connection,
         ):
-            return str(connection.server_properties.get("cluster_name", "")).startswith(self.node + "@")
+            return str(connection.server_properties.get("cluster_name", "")).partition("@")[0] in self._peers.names
         return False
 
     def _environment(self) -> dict[str, str]:
         """All that the node would otherwise share with one of the system: names, ports, folders, cookie."""
         own = {
-            "HOME": self.folder,  # the Erlang cookie is made here
+            "HOME": self._peers.home,  # the Erlang cookie is made here
             "RABBITMQ_NODENAME": f"{self.node}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": self.port,
@@ -91,12 +112,29 @@ class RabbitServer(Server):
             "RABBITMQ_CONFIG_FILE": self.folder / "rabbitmq.conf",
             "RABBITMQ_ENABLED_PLUGINS_FILE": self.folder / "enabled_plugins",
             "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "ERL_EPMD_PORT": self._epmd_port,
+            "ERL_EPMD_PORT": self._peers.epmd_port,
             # The start script becomes the node instead of watching it, so that signals reach the node.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
         theirs = {name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))}
         return theirs | {name: str(value) for name, value in own.items()}
+
+
+@contextmanager
+def rabbitmq_cluster(folder: Path, size: int) -> Iterator[list[RabbitServer]]:
+    """Running nodes that have found each other; each can be killed and started by itself."""
+    peers = Peers(folder)
+    servers = [RabbitServer(folder / f"node-{number}", port=None, config=(), peers=peers) for number in range(size)]
+    first = f"cluster_formation.classic_config.nodes.1 = {servers[0].node}@localhost"
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        epmd = peers.epmd(dict(os.environ))
+        stack.callback(epmd.end, kill=False, timeout_s=30.0)
+        for server in servers:
+            server.config = ["cluster_formation.peer_discovery_backend = classic_config", first]
+            server.start()
+            stack.callback(server.stop)
+        yield servers
 
 
 def _program() -> str:
