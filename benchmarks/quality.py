@@ -111,10 +111,10 @@ def main(arguments: list[str] | None = None) -> int:
         is_practice=given.practice,
     )
     if given.quick:
-        plan = replace(plan, subjects=plan.subjects[:1], samples=4, steps=given.steps or 20, seeds=(_SEED,))
+        plan = replace(plan, subjects=plan.subjects[:1], samples=2, steps=given.steps or 10, seeds=(_SEED,))
     with TemporaryDirectory(prefix="imprint-bench-") as folder:
         if given.practice:
-            plan = replace(plan, judge=_practised(plan, Path(folder), 20 if given.quick else 500))
+            plan = replace(plan, judge=_practised(plan, Path(folder), 10 if given.quick else 500))
         return _run(plan, given.processes, given.sheet)
 
 

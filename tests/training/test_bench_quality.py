@@ -26,7 +26,7 @@ def test_both_sides_are_graded(tmp_path: Path, capsys: pytest.CaptureFixture[str
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     for side in ("ours", "plain"):
         assert set(result[side]) == {"recall", "leak", "drift", "nearness"}
-        assert 0 < result[side]["drift"] < 1  # twenty steps are seen, however little they teach
+        assert 0 < result[side]["drift"] < 1  # ten steps are seen, however little they teach
     assert result["base"]["drift"] == 0
     assert result["judge"]["spotted"] > result["judge"]["taken_for_it"]
     with Image.open(sheet) as picture:

@@ -45,13 +45,16 @@ def draw(order: DrawingOrder, on_step: Callable[[], None] = lambda: None) -> tup
     return made, waited
 
 
-def test_a_training_waits_and_writes_the_same_file(runs: Runs, order: DrawingOrder) -> None:
+def test_a_training_waits_and_writes_the_same_file(
+    runs: Runs, order: DrawingOrder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.backends.meter.REPORT_EVERY_S", 0.0)  # so that it is drawn after the first steps
     alone, was_awaited = draw(order)
     assert not was_awaited
-    undisturbed = runs(name="a", max_steps=150)
+    undisturbed = runs(name="a", max_steps=50)
     train(undisturbed)
     control = Gate()
-    disturbed = runs(name="a", max_steps=150, control=control)
+    disturbed = runs(name="a", max_steps=50, control=control)
     disturbed.out.unlink()
     thread = threading.Thread(target=train, args=(disturbed,))
     thread.start()

@@ -400,10 +400,10 @@ def test_a_base_model_whose_weights_the_worker_may_not_read(bases: Bases, monkey
 def test_offline_the_hub_fails_at_once(tmp_path: Path) -> None:
     """In a process of its own: huggingface_hub reads HF_HUB_OFFLINE when it is imported."""
     code = (
-        "from training.families.weights.parts import locate\n"
+        "from training.families.weights.folders import from_hub\n"  # what `locate` calls, without PyTorch
         "from core.errors import BaseModelUnavailable\n"
         "import time; begun = time.monotonic()\n"
-        "try: locate('nobody/nothing', ('unet',))\n"
+        "try: from_hub('nobody/nothing', ('unet',))\n"
         "except BaseModelUnavailable as error: print(error, time.monotonic() - begun < 20)\n"
     )
     surroundings = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}

@@ -102,6 +102,7 @@ def test_a_batch_that_cannot_be_shared_is_told(monkeypatch: pytest.MonkeyPatch) 
         pass
 
 
+@pytest.mark.drawn
 def test_both_stop_at_the_same_step_and_go_on(base_model: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "shared.safetensors", tmp_path / "log"
     arguments = command(base_model, out, "--max-steps", "80", "--batch-size", "2", "--checkpoint-every", "1")
