@@ -62,6 +62,12 @@ MODULES: dict[str, dict[str, tuple[int, int]]] = {
         "transformer_blocks.1.txt_mlp.net.2": (64, 256),
     },
 }
+MODULES["qwen-image-21"] = {
+    **{f"{BLOCK}.attn.{name}": (64, 64) for name in ("to_q", "to_k", "to_v", "to_out.0")},
+    f"{BLOCK}.img_mlp.gate_layer": (192, 64),
+    f"{BLOCK}.img_mlp.proj": (192, 64),
+    "transformer_blocks.1.img_mlp.out": (64, 192),
+}
 MODULES["chroma"] = MODULES["flux1"]
 MODULES["sd35-large"] = {
     **{f"{BLOCK}.attn.{name}": (64, 64) for name in DOUBLE},

@@ -95,7 +95,7 @@ class DrawingPipeline:
             callback_on_step_end=after_step,
         )
         picture: Image = made.images[0]
-        return picture
+        return picture.convert("RGB")  # some models give an alpha channel
 
 
 def _fits(pipeline: Any, device: torch.device) -> bool:
@@ -114,16 +114,18 @@ def load_pipeline(base_model: str, family: str, device: torch.device) -> Any:
     record = FAMILIES[family]
     folder = locate(base_model, record.parts)
     lib.utils.logging.disable_progress_bar()  # while loading; the pipeline's own is set below
-    kind = getattr(lib, record.pipeline)
+    kind, made = getattr(lib, record.pipeline), families.find(family).components(folder)
     try:
         if folder.is_file():
-            pipeline = kind(**_components(folder, record, precision(device)), **record.pipeline_arguments)
+            parts = {**_components(folder, record, precision(device)), **made}
+            pipeline = kind(**parts, **record.pipeline_arguments)
         else:
             pipeline = kind.from_pretrained(
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
                 dtype=precision(device),
+                **made,
                 **record.pipeline_arguments,
             )
     except (OSError, ValueError, RuntimeError) as error:

@@ -211,6 +211,7 @@ SIZES = {
     ("flux2-klein-4b", "transformer"): 3_875_544_576,
     ("flux2-klein-9b", "transformer"): 9_078_581_248,
     ("qwen-image", "transformer"): 20_430_401_088,
+    ("qwen-image-21", "transformer"): 7_115_124_736,
     ("flux1", "transformer"): 11_901_408_320,
     ("chroma", "transformer"): 8_899_983_424,
     ("sd35-large", "transformer"): 8_056_627_520,
@@ -221,7 +222,9 @@ SIZES = {
 
 
 # Families whose converter in diffusers is checked row by row, with its name there.
-CONVERTED = {"flux1": "flux", "chroma": "chroma", "sd35-large": "sd3", "sd35-medium": "sd3"}
+CONVERTED = {
+    "flux1": "flux", "chroma": "chroma", "sd35-large": "sd3", "sd35-medium": "sd3", "qwen-image-21": "qwen_image21",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "part"), list(SIZES))

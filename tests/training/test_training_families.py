@@ -117,6 +117,7 @@ GOLDEN = {
     ("z-image", "flow"): (2.123966, 2.012690),
     ("flux2-klein-4b", "flow"): (1.989610, 1.909273),
     ("qwen-image", "flow"): (2.399851, 2.019913),
+    ("qwen-image-21", "flow"): (2.695006, 2.931549),
     ("flux1", "flow"): (1.887623, 2.022703),
     ("chroma", "flow"): (1.986017, 1.921410),
     ("sd35-large", "flow"): (1.990773, 1.928223),
@@ -194,7 +195,7 @@ def full_size(family: str) -> Any:
 # of sdxl; in z-image one modulation in each block. FLUX.2: eight linears in each double block and two in each single
 # one; and all: four more in each double block. FLUX.1: eight linears in each double block and three in each single
 # one; and all: four and two more. Chroma: as FLUX.1, with one more in each single block. Qwen-Image: eight linears in
-# each of 60 blocks; and all: four more. Stable
+# each of 60 blocks; and all: four more. Qwen-Image 2.1: four in each of 32 blocks; and all: three more. Stable
 # Diffusion 3.5: eight linears in each of 38 or 24 blocks, but seven in the last one, and in Medium four more in 13 of
 # them; and all: four more, but two in the last one.
 @pytest.mark.parametrize(
@@ -207,6 +208,7 @@ def full_size(family: str) -> Any:
         *[("flux1", "attention", 266), ("flux1", "all", 418), ("chroma", "attention", 304), ("chroma", "all", 418)],
         *[("sd35-large", "attention", 303), ("sd35-large", "all", 453)],
         *[("sd35-medium", "attention", 243), ("sd35-medium", "all", 337)],
+        *[("qwen-image-21", "attention", 128), ("qwen-image-21", "all", 224)],
         *[("flux2-klein-4b", "all", 100), ("flux2-klein-9b", "all", 144), ("qwen-image", "all", 720)],
     ],
 )

@@ -76,7 +76,7 @@ def part_of(pipeline: Any, family: str) -> str:
 FORMS = [(name, form) for name in LOCAL for form in dict.fromkeys((FAMILIES[name].lora.form, "peft"))]
 # Of a picture's 255 levels. The file's rounding to 16 bits moves the picture more, see TOLERANCE.
 LEVELS = {"F32": 1, "F16": 2, "BF16": 4}
-FINER = {"qwen-image": 1}  # its random VAE moves the picture less
+FINER = {"qwen-image": 1, "qwen-image-21": 2}  # their random VAEs move the picture less
 
 
 @pytest.fixture(scope="module")

@@ -202,6 +202,8 @@ class FamilyCode:
     tokenize_captions: Callable[[Base, Sequence[Example]], list[Condition]] | None = None
     # Inside, the base draws as it does for users: without an adapter that is merged only for training.
     as_used: Callable[[Base], AbstractContextManager[None]] = lambda _: nullcontext()
+    # Parts of diffusers' pipeline that it cannot load itself, for a base model in a folder or file.
+    components: Callable[[Path], Mapping[str, Any]] = lambda _: {}
     # Changes diffusers' pipeline where it would not draw as the network was trained.
     mend_pipeline: Callable[[Any], None] = lambda _: None
 

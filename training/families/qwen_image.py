@@ -9,8 +9,7 @@ Times: logit-normal (https://arxiv.org/abs/2403.03206, section 3.1), shifted by 
 by the base model's scheduler, as musubi-tuner (qwen_shift) does.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import exp
@@ -26,7 +25,8 @@ from core.errors import BaseModelUnavailable
 from training.families import flow, patches
 from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Draw, FamilyCode, Where
-from training.families.latents import TILE, pixels, sample
+from training.families.frames import decode, encode_pictures
+from training.families.latents import sample
 from training.families.record import Family
 from training.families.weights.parts import config_of, load_part
 from training.families.weights.quantised import place
@@ -45,8 +45,16 @@ BEFORE = 34  # the tokens of that text before the caption
 class QwenSchedule:
     """How times are shifted: mu on a line, and the last time of a drawing."""
 
-    line: tuple[int, float, int, float]  # patches and mu at both ends
+    line: tuple[int, float, int, float]  # tokens and mu at both ends
     terminal: float | None
+    sigmas: tuple[float, ...] | None = None  # the times of a drawing before the shift, if they are not evenly spaced
+
+
+def schedule_of(where: Where, sigmas: tuple[float, ...] | None = None) -> QwenSchedule:
+    """The schedule of a base model, from its scheduler's configuration. Raises BaseModelUnavailable."""
+    config = load_part(FlowMatchEulerDiscreteScheduler, where.folder, "scheduler").config
+    line = (config.base_image_seq_len, config.base_shift, config.max_image_seq_len, config.max_shift)
+    return QwenSchedule(line, config.shift_terminal or None, sigmas)
 
 
 def load(record: Family, where: Where) -> Base:
@@ -57,8 +65,6 @@ def load(record: Family, where: Where) -> Base:
             f"the base model in {where.folder} is a Qwen-Image for editing or layers: only those that draw from text "
             "can be trained"
         )
-    scheduler = load_part(FlowMatchEulerDiscreteScheduler, where.folder, "scheduler").config
-    line = (scheduler.base_image_seq_len, scheduler.base_shift, scheduler.max_image_seq_len, scheduler.max_shift)
     return Base(
         partial(_load_transformer, record, where),
         Encoders(
@@ -71,7 +77,7 @@ def load(record: Family, where: Where) -> Base:
             },
             where.device,
         ),
-        QwenSchedule(line, scheduler.shift_terminal or None), where.device, where.dtype, "flow",
+        schedule_of(where), where.device, where.dtype, "flow",
         drawing=record.previews, quantisation=where.quantisation,
     )  # fmt: skip
 
@@ -99,46 +105,6 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
             output = encoder.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
             made[caption] = output.last_hidden_state[0, BEFORE:].to(base.dtype)
     return [{"context": made[example.caption]} for example in examples]
-
-
-def encode_pictures(base: Base, examples: Sequence[Example]) -> list[Tensor]:
-    """The moments of each picture's normalised latents, [32, h, w] float32 on the CPU. All pictures have one size."""
-    vae = base.encoders["vae"]
-    values = torch.cat([pixels(example) for example in examples]).unsqueeze(2)  # one frame
-    with torch.no_grad(), _tiled(vae, values.shape[-2:]):
-        moments = vae.encode(values.to(base.device, vae.dtype)).latent_dist.parameters.squeeze(2).float().cpu()
-    mean, log_variance = moments.chunk(2, dim=1)
-    center, deviation = _statistics(vae, mean)
-    return list(torch.cat([(mean - center) / deviation, log_variance - 2 * deviation.log()], dim=1))
-
-
-def decode(base: Base, latents: Tensor) -> Tensor:
-    """Pictures [B, 3, height, width] from normalised latents [B, 16, h, w]."""
-    vae = base.encoders["vae"]
-    center, deviation = _statistics(vae, latents)
-    with _tiled(vae, [vae.spatial_compression_ratio * side for side in latents.shape[-2:]]):
-        made: Tensor = vae.decode((latents * deviation + center).unsqueeze(2).to(vae.dtype), return_dict=False)[0]
-    return made.squeeze(2)
-
-
-def _statistics(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each channel of the VAE's latents, [1, 16, 1, 1] each."""
-    found = (torch.tensor(getattr(vae.config, name)) for name in ("latents_mean", "latents_std"))
-    center, deviation = (values.view(1, -1, 1, 1).to(latents) for values in found)
-    return center, deviation
-
-
-@contextmanager
-def _tiled(vae: Any, size: Sequence[int]) -> Iterator[None]:
-    """Inside, the VAE processes pictures with a side above 1024 pixels in overlapping tiles."""
-    if max(size) <= TILE:
-        yield
-        return
-    vae.enable_tiling(TILE, TILE, TILE * 7 // 8, TILE * 7 // 8)
-    try:
-        yield
-    finally:
-        vae.disable_tiling()
 
 
 def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:
@@ -172,9 +138,16 @@ def predict(base: Base, mixed: Tensor, times: Tensor, conditions: Sequence[Condi
 
 
 def levels(base: Base, count: int, size: tuple[int, int]) -> Tensor:
-    """`count` times from 1 down, evenly spaced, shifted and stretched to the last one as in diffusers' pipeline."""
-    schedule: QwenSchedule = base.schedule
-    s = flow.shifted(1 - torch.arange(count) / count, exp(flow.on_line(patches.count(size), schedule.line)))
+    """`count` times from 1 down, as in diffusers' pipeline."""
+    return spaced(base.schedule, count, patches.count(size))
+
+
+def spaced(schedule: QwenSchedule, count: int, tokens: int) -> Tensor:
+    """`count` times from 1 down for a picture of so many tokens: evenly spaced, shifted, and stretched to the last."""
+    s = 1 - torch.arange(count) / count
+    if schedule.sigmas is not None and len(schedule.sigmas) == count:
+        s = torch.tensor(schedule.sigmas)
+    s = flow.shifted(s, exp(flow.on_line(tokens, schedule.line)))
     if schedule.terminal is None or count == 1:
         return s
     return 1 - (1 - s) * (1 - schedule.terminal) / (1 - s[-1])

@@ -1,7 +1,17 @@
 """The families and base models that this installation knows, by name. Does not import torch."""
 
 from training.families.record import BaseModel, Family
-from training.families.records import chroma, flux1, flux2_klein, qwen_image, rented, sd35, stable_diffusion, z_image
+from training.families.records import (
+    chroma,
+    flux1,
+    flux2_klein,
+    qwen_image,
+    qwen_image21,
+    rented,
+    sd35,
+    stable_diffusion,
+    z_image,
+)
 
 FAMILIES: dict[str, Family] = {}
 BASE_MODELS: dict[str, BaseModel] = {}  # those with a short name
@@ -24,6 +34,7 @@ for _family in (
     z_image.FAMILY,
     flux2_klein.KLEIN_4B,
     flux2_klein.KLEIN_9B,
+    qwen_image21.FAMILY,
     qwen_image.FAMILY,
     flux1.FAMILY,
     chroma.FAMILY,

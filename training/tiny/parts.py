@@ -44,7 +44,9 @@ def normalise(vae: Any, channels: int, size: torch.Tensor, offset: torch.Tensor)
     """
     coarse = torch.nn.functional.interpolate(torch.rand(16, 3, 4, 4) * 2 - 1, size=64, mode="bilinear")
     last = vae.encoder.conv_out if vae.quant_conv is None else vae.quant_conv
-    is_video = last.weight.ndim == 5
+    is_video = "temperal_downsample" in vae.config
+    if vae.config.get("in_channels", 3) == 4:
+        coarse = torch.cat([coarse, torch.ones_like(coarse[:, :1])], dim=1)
     with torch.no_grad():
         mean = vae.encode(coarse.unsqueeze(2) if is_video else coarse).latent_dist.mean
         mean = mean.squeeze(2) if is_video else mean

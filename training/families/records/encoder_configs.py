@@ -57,6 +57,21 @@ QWEN2_5_VL_7B: dict[str, Any] = {
     "vision_config": {"hidden_size": 1280, "out_hidden_size": 3584},
 }
 
+QWEN3_VL_8B: dict[str, Any] = {
+    "text_config": {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 262144,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5_000_000.0, "mrope_section": [24, 20, 20]},
+    },
+    "vision_config": {"out_hidden_size": 4096},
+}
+
 T5_XXL: dict[str, Any] = {
     "vocab_size": 32128,
     "d_model": 4096,
@@ -94,4 +109,14 @@ FLUX_SCHEDULER: dict[str, Any] = {
     "max_shift": 1.15,
     "base_image_seq_len": 256,
     "max_image_seq_len": 4096,
+}
+QWEN_IMAGE_SCHEDULER: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 0.9,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 8192,
+    "shift_terminal": 0.02,
 }

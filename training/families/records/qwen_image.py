@@ -16,7 +16,7 @@ from training.families.record import (
     Variant,
     WrittenModule,
 )
-from training.families.records.encoder_configs import QWEN2_5_VL_7B
+from training.families.records.encoder_configs import QWEN2_5_VL_7B, QWEN_IMAGE_SCHEDULER
 from training.families.records.lora_files import KOHYA, NO_DORA, PEFT, alike, underscored
 from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
 from training.families.weights import checkpoint_names
@@ -129,10 +129,7 @@ FAMILY = Family(
         "transformer": {},  # diffusers' defaults are the published model
         "vae": {},
         "text_encoder": QWEN2_5_VL_7B,
-        "scheduler": {
-            "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": True, "base_shift": 0.5,
-            "max_shift": 0.9, "base_image_seq_len": 256, "max_image_seq_len": 8192, "shift_terminal": 0.02,
-        },
+        "scheduler": QWEN_IMAGE_SCHEDULER,
     },
     home="Qwen/Qwen-Image",
     code="training.families.qwen_image",

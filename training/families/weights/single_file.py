@@ -183,7 +183,8 @@ def _weights(
     prefix = held.prefixes[part]
     layout = held.family.single_file
     assert layout is not None  # noqa: S101 - see `read`
-    sources = {name: layout.sources[part](name, config) for name in wanted}
+    found_by = layout.sources[part]
+    sources = {name: Source(name) if prefix + name in held.kinds else found_by(name, config) for name in wanted}
     if missing := sorted(name for name, found in sources.items() if prefix + found.name not in held.kinds):
         raise soundness.Unsound(f"lacks {len(missing)} weights, such as {missing[0]}")
     made = {}
