@@ -267,7 +267,7 @@ def shoot(
     for size, (width, height) in SIZES.items():
         for scheme in ("light", "dark"):
             viewport: Any = {"width": width, "height": height}
-            context = browser.new_context(base_url=base, viewport=viewport, color_scheme=scheme, locale=language)  # type: ignore[arg-type]
+            context = browser.new_context(base_url=base, viewport=viewport, color_scheme=scheme, locale=language)
             page = context.new_page()
             if token:
                 sign_in(page, token)

@@ -17,6 +17,7 @@ from jobs.subjects import presets
 from tools import messages
 from training.families.registry import BASE_MODELS, FAMILIES
 from web.pages import account, chart, errors, options, recipe, render, texts, training_list, wording
+from web.pages.assets import STATIC
 from web.pages.messages import WORDS
 from web.pages.operators import owner
 from web.problems import FIXED_DETAILS, PROBLEMS
@@ -34,7 +35,7 @@ def collect() -> list[Key]:
     for path in sorted(_PAGES.rglob("*.py")):
         found |= dict.fromkeys(_of_module(path))
     found |= dict.fromkeys(
-        (text, "") for text in (*_of_tables(), *texts.of_scripts(render.STATIC), *messages.collect()) if text
+        (text, "") for text in (*_of_tables(), *texts.of_scripts(STATIC), *messages.collect()) if text
     )
     return list(found)
 

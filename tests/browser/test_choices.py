@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, expect
 from jobs.owners import accounts, limits
 from jobs.subjects import subject_pictures
 from tests.browser.conftest import WAIT_MS
-from tools.screenshots import OWNER, PICTURES, World, pages, served, sign_in
+from tools.screenshots import OWNER, PICTURES, SUBJECT, World, pages, served, sign_in
 from web.pages import texts
 
 pytestmark = pytest.mark.timeout(900)
@@ -78,6 +78,65 @@ def test_operators_change_limits_and_the_name_of_an_owner(world: World, page: Pa
     expect(field).to_have_value("3")
     expect(page.locator("#log-title + *, #log-title ~ *").first).to_contain_text("owner.renamed")
     assert len(subject_pictures.list_pictures(world.services, "new name", "vase")) == 1
+
+
+def test_samples_are_compared_by_mouse_and_by_keyboard(world: World, page: Page) -> None:
+    """From the grid to one sample large beside another, under a divider."""
+    sign_in(page, world.owner_token)
+    page.goto(f"/trainings/{world.ready}")
+    page.locator(".samples a").nth(1).press("Enter")
+    expect(page.locator("#step")).to_have_value("250")
+    divider, box = page.locator("#divider"), page.locator(".compare")
+    expect(divider).to_have_value("50")
+    edges = box.bounding_box()
+    assert edges is not None
+    page.mouse.move(edges["x"] + 0.8 * edges["width"], edges["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(edges["x"] + 0.25 * edges["width"], edges["y"] + 20, steps=3)
+    page.mouse.up()
+    expect(divider).to_have_value("25")
+    divider.press("ArrowRight")
+    expect(divider).to_have_value("26")
+    assert box.evaluate("one => one.style.getPropertyValue('--cut')") == "26%"
+    line, shown = page.locator(".cut").bounding_box(), box.locator("img").last.bounding_box()
+    assert line is not None
+    assert shown is not None
+    assert abs(line["x"] + line["width"] / 2 - shown["x"] - 0.26 * shown["width"]) < 2
+    divider.blur()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#step")).to_have_value("500")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#step")).to_have_value("250")
+
+
+def test_captions_are_edited_by_keyboard(world: World, page: Page) -> None:
+    """Each is saved when the next or the one before is opened; the picture opens large, and closes with Escape."""
+    second = world.pictures[4]
+    sign_in(page, world.owner_token)
+    page.goto(f"/subjects/{SUBJECT}/captions?picture={second}")
+    text = page.locator("#text")
+    expect(text).to_be_focused()
+    seen = [second]
+    for number, key in enumerate(("Control+Enter", "Alt+PageUp", "Alt+PageDown")):
+        text.fill(f"by keyboard {number}")
+        page.keyboard.press(key)
+        page.wait_for_url(lambda url, at=seen[-1]: at not in url)
+        expect(text).to_be_focused()
+        seen.append(page.url.rpartition("=")[2].partition("&")[0].partition("#")[0])
+    assert seen[2] == second
+    assert seen[1] == seen[3] != second
+    kept = {one.id: one.caption for one in subject_pictures.list_pictures(world.services, OWNER, SUBJECT)}
+    assert (kept[second], kept[seen[1]]) == ("by keyboard 2", "by keyboard 1")
+
+    zoom, large = page.locator("#zoom"), page.get_by_role("dialog", name="The picture, large")
+    zoom.press("Enter")
+    expect(large.locator("img")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(large).to_have_count(0)
+    expect(zoom).to_be_focused()
+    zoom.click()
+    large.get_by_role("button", name="Close").click()
+    expect(large).to_have_count(0)
 
 
 def english(language: str) -> set[str]:

@@ -16,7 +16,8 @@ from notifications.preferences import EVENTS
 from web.auth import Caller, ServicesDep
 from web.pages import session as sessions
 from web.pages import texts
-from web.pages.render import STATIC, packed, render, segment
+from web.pages.assets import STATIC
+from web.pages.render import packed, render, segment
 from web.pages.session import (
     COOKIE,
     PageReaderDep,

@@ -1,7 +1,6 @@
 """Rendering of templates: texts and number formats that all pages share, and the security headers."""
 
 import gzip
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -12,20 +11,24 @@ from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
 from markupsafe import Markup, escape
 
-from web.pages import options, texts
+from web.pages import assets, options, texts
+from web.pages.assets import STATIC, asset, style
 from web.pages.messages import said
 from web.pages.texts import Texts, count, gettext, language, ngettext, number
 from web.pages.wording import browser, label, sentence
 
-_HERE = Path(__file__).parent.parent
-STATIC = _HERE / "static"
+_TEMPLATES = Path(__file__).parent.parent / "templates" / "page"
+_STYLES = "style-src 'self'"
+# Nothing is loaded from other hosts, and no inline script runs.
+_POLICY = (
+    f"default-src 'none'; script-src 'self'; {_STYLES}; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
 HEADERS = {
-    # Nothing is loaded from other hosts, and no inline script runs.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": _POLICY,
     "Referrer-Policy": "same-origin",  # with no-referrer, browsers would not send the origin of our forms
     "Cross-Origin-Opener-Policy": "same-origin",
 }
@@ -118,7 +121,9 @@ def render(request: Request, template: str, status: int = 200, /, **values: Any)
     session = getattr(request.state, "session", None)
     named = request.query_params.get("notice", "")
     undo = request.query_params.get("undo", "")
+    is_first = assets.is_first(request)
     shared = {
+        "has_styles_within": is_first,
         "session": session,
         "path": request.url.path,
         "has_oidc": request.app.state.oidc is not None,
@@ -129,7 +134,14 @@ def render(request: Request, template: str, status: int = 200, /, **values: Any)
     text = environment().get_template(template).render(**shared, **values)
     body, encoding = packed(request, text.encode())
     varies = {"Content-Language": language(), "Vary": "Accept-Encoding, Accept-Language, Cookie"}
-    return HTMLResponse(body, status, {**HEADERS, **varies, **encoding})
+    answer = HTMLResponse(body, status, {**HEADERS, **varies, **encoding})
+    if is_first:
+        answer.headers["Content-Security-Policy"] = _POLICY.replace(_STYLES, f"{_STYLES} {assets.policy()}")
+        secure = request.url.scheme == "https"
+        answer.set_cookie(
+            assets.COOKIE, assets.version(), max_age=assets.LASTS_S, secure=secure, httponly=True, samesite="lax"
+        )
+    return answer
 
 
 def packed(request: Request, body: bytes) -> tuple[bytes, dict[str, str]]:
@@ -200,16 +212,9 @@ def segment(value: str) -> str:
 
 
 @cache
-def asset(name: str) -> str:
-    """The address of a static file. It changes with the content, so browsers may cache it forever."""
-    return f"/static/{name}?v={hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]}"
-
-
-@cache
 def environment() -> Environment:
-    folder = FileSystemLoader(_HERE / "templates" / "page")
     made = Environment(
-        loader=folder,
+        loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -227,6 +232,13 @@ def environment() -> Environment:
         "deletion_kinds": DELETION_KINDS, "sides": SIDES, "option_groups": GROUPS, "scope_names": SCOPES,
     }  # fmt: skip
     made.globals |= {name: Texts(table) for name, table in tables.items()}
-    made.globals |= {"asset": asset, "count": count, "language": language, "languages": texts.LANGUAGES}
+    made.globals |= {
+        "asset": asset,
+        "sheets": assets.sheets(),
+        "style": pass_context(style),
+        "count": count,
+        "language": language,
+        "languages": texts.LANGUAGES,
+    }
     made.globals |= {"script_texts": lambda: texts.script_texts(STATIC)}
     return made

@@ -135,23 +135,40 @@ async function load(address, options = {}) {
   return { answer, fresh: new DOMParser().parseFromString(text, "text/html") };
 }
 
-// This page as it is now, for the choices in its form: pictures and price depend on them.
+// What is chosen in the form of a page: pictures and price depend on it.
+function choices(page) {
+  const form = page.querySelector("[data-quote]"), data = form && new FormData(form);
+  return (form?.dataset.quote.split(" ") ?? []).map((name) => [name, data.get(name) ?? ""]);
+}
+
+// This page as it is now.
 function here() {
-  const form = document.querySelector("[data-quote]"), wanted = new URLSearchParams(location.search);
-  if (form) for (const name of form.dataset.quote.split(" ")) wanted.set(name, new FormData(form).get(name) ?? "");
+  const wanted = new URLSearchParams(location.search);
+  for (const [name, value] of choices(document)) wanted.set(name, value);
   return `${location.pathname}?${wanted}`;
 }
 
+// Whether an answer shows what this page does, and so need not be loaded again.
+const OF_ANSWER = ["notice", "undo"];
+function isHere(answer, fresh) {
+  const asked = (search) => `${new URLSearchParams([...new URLSearchParams(search)].filter(([name]) => !OF_ANSWER.includes(name)))}`;
+  return asked(location.search) === asked(new URL(answer.url).search)
+    && `${new URLSearchParams(choices(document))}` === `${new URLSearchParams(choices(fresh))}`;
+}
+
 let loading;
+function show(fresh) {
+  loading?.abort(); // what is still loading may be older
+  replace(fresh);
+  if (fresh.title) document.title = fresh.title;
+}
+
 async function refresh() {
   loading?.abort();
   const mine = loading = new AbortController();
   try {
     const { answer, fresh } = await load(here(), { signal: mine.signal });
-    if (answer.ok) {
-      replace(fresh);
-      if (fresh.title) document.title = fresh.title;
-    }
+    if (answer.ok) show(fresh);
   } catch (error) { if (error.name !== "AbortError") throw error; }
 }
 
@@ -173,7 +190,8 @@ async function send(form, button) {
       const key = form.id && fresh.querySelector(`#${form.id} input[name=key]`);
       if (key) form.elements.key.value = key.value; // sent again, it is a new request
       const told = [...fresh.getElementById("notice").childNodes];
-      await refresh(); // the answer does not know the choices in the form
+      if (isHere(answer, fresh)) show(fresh);
+      else await refresh();
       byId("notice").replaceChildren(...told);
     }
   } catch (error) { if (!(error instanceof SessionEnded)) trouble(); }
@@ -238,7 +256,7 @@ function judge({ status, url, answer }) {
   return ["bad", Object.values(answer.faults ?? {})[0] ?? answer.detail ?? t("Not stored."), false];
 }
 
-const show = (bar, share) => { if (share < 1) bar.value = share; else bar.removeAttribute("value"); }; // sent; the server checks it
+const showShare = (bar, share) => { if (share < 1) bar.value = share; else bar.removeAttribute("value"); }; // sent; the server checks it
 
 // Pieces stay on the machine that received them, so behind a proxy that alternates between machines they never add up.
 let piecesArrive = true;
@@ -247,7 +265,7 @@ async function put(form, file, bar) {
   if (piecesArrive && file.size > Number(form.dataset.pieceBytes)) return putPieces(form, file, bar);
   const body = new FormData();
   body.append("files", file);
-  return judge(await post(form.action, body, (loaded, total) => show(bar, loaded / total)));
+  return judge(await post(form.action, body, (loaded, total) => showShare(bar, loaded / total)));
 }
 
 // A large file goes in pieces. The server is asked first how much of it there is, from before a lost connection or a reload.
@@ -257,7 +275,7 @@ async function putPieces(form, file, bar) {
   for (;;) {
     const done = await post(
       `${form.dataset.pieces}?${new URLSearchParams({ ...about, offset })}`, piece,
-      (loaded) => show(bar, (offset + loaded) / file.size),
+      (loaded) => showShare(bar, (offset + loaded) / file.size),
     );
     if (done.status !== 200 || !Number.isInteger(done.answer.offset)) return judge(done);
     if (done.answer.offset < offset) { // another machine answered: the file goes whole, as all after it

@@ -2,6 +2,8 @@
 revoked, for another owner, without the scope, from another site. A route that is not in a table fails test_matrix.
 """
 
+import base64
+import hashlib
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +22,7 @@ from storage.tables.access import ApiToken
 from storage.tables.drawings import DrawnFile
 from storage.tables.jobs import Job, Status
 from tests.contract.web.conftest import Api
+from web.pages import assets
 from web.pages.session import COOKIE
 
 HERE = {"origin": "http://testserver"}
@@ -372,3 +375,25 @@ def test_samples_stand_in_a_row_for_each_prompt(page: Page) -> None:
     large = page.api.call("GET", f"/trainings/{page.job_id}/samples?prompt=0&step=250",
                           headers={"cookie": f"{COOKIE}={cookie}"}).text  # fmt: skip
     assert re.findall(r'<img src="[^"]*/previews/([^"]+)"', large) == ["1-000000000_0.png", "2-000000250_0.png"]
+
+
+def test_a_first_visit_gets_the_styles_in_the_page(api: Api) -> None:
+    """By their hashes, which the policy of that page allows. Scripts and later visits get links."""
+    browser = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    first = api.call("GET", "/sign-in", headers=browser)
+    api.client.cookies.clear()
+    [within] = re.findall("<style>(.*?)</style>", first.text, re.S)
+    digest = base64.b64encode(hashlib.sha256(within.encode()).digest()).decode()
+    assert f"style-src 'self' 'sha256-{digest}'" in first.headers["content-security-policy"]
+    assert "unsafe" not in first.headers["content-security-policy"]
+    assert first.text.count('media="print"') == len(re.findall('<link rel="stylesheet"', first.text)) == 2
+    known = {"cookie": f"{assets.COOKIE}={first.cookies[assets.COOKIE]}"}
+    for headers in ({**browser, **known}, {"accept": "*/*"}, {**browser, **known, "accept-language": "de"}):
+        later = api.call("GET", "/sign-in", headers=headers)
+        assert "<style" not in later.text
+        assert 'media="print"' not in later.text
+        assert "sha256" not in later.headers["content-security-policy"]
+        assert "set-cookie" not in later.headers
+    old = api.call("GET", "/sign-in", headers={**browser, "cookie": f"{assets.COOKIE}=0"})
+    assert "<style>" in old.text
+    api.client.cookies.clear()

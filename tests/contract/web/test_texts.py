@@ -11,9 +11,10 @@ from tests.contract.web.page import HERE, Visit
 from tools import messages as message_texts
 from tools.texts import collect
 from web.pages import texts
+from web.pages.assets import STATIC
 from web.pages.messages import VALUE, in_words, said
 from web.pages.options import OPTIONS, listed, value
-from web.pages.render import STATIC, seconds, size
+from web.pages.render import seconds, size
 
 TEMPLATES = STATIC.parent / "templates" / "page"
 OTHERS = sorted(set(texts.LANGUAGES) - {"en"})
