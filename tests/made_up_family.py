@@ -25,6 +25,7 @@ from training.families.record import (
 )
 from training.families.records.lora_files import PEFT, alike
 from training.families.weights import checkpoint_names
+from training.families.workflow import Workflow
 
 _ATTENTION = r"(joint|single)_transformer_blocks\.\d+\.attn\.(to_(q|k|v|out\.0)|add_(q|k|v)_proj|to_add_out)"
 _ALL = _ATTENTION + r"|(joint|single)_transformer_blocks\.\d+\.ff(_context)?\.(linear_1|linear_2|out_projection)"
@@ -76,6 +77,7 @@ MADE_UP = Family(
     pipeline="AuraFlowPipeline",
     configs={"transformer": {}},
     home="nobody/made-up",
+    workflow=Workflow(unet="made_up.safetensors", clips=("t5.safetensors",), clip_type="made_up", vae="ae.safetensors"),
     code=__name__,
     targets={"attention": _ATTENTION, "all": _ALL},
     quantised=_ALL,

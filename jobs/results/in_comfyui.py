@@ -23,7 +23,8 @@ from jobs.subjects.lora_weights import stored_weights
 from jobs.turns import owner_slot
 from notifications import outbox
 from storage.tables.jobs import JobEvent
-from training.spec import base_model_location
+from training.families.registry import FAMILIES
+from training.spec import base_model_location, is_distilled
 
 log = logging.getLogger(__name__)
 
@@ -105,5 +106,8 @@ def workflow_of(services: Services, job_id: str, owner_id: str) -> tuple[str, di
     start = Start(prompt, spec.resolution, usual.steps, usual.guidance)
     file = (sent.file if sent else "") or download.name
     lora = WorkflowLora(file, spec.trigger_word, has_text_encoders=spec.adapter.text_encoder)
-    made = starter_workflow(spec.base_model, spec.family, start, lora)
-    return None if made is None else (f"{download.name.removesuffix('.safetensors')}-workflow.json", made)
+    model = FAMILIES[spec.family].workflow
+    if model is None:
+        return None
+    made = starter_workflow(model, start, lora, is_few_step=is_distilled(spec.base_model))
+    return f"{download.name.removesuffix('.safetensors')}-workflow.json", made

@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from training.families.workflow import Workflow
+
 Config = Mapping[str, Any]
 Form = Literal["kohya", "peft", "comfyui"]
 
@@ -296,6 +298,7 @@ class Family:
     guidance: str = "guidance_scale"  # the pipeline's argument for the guidance scale
     call: Mapping[str, Any] = field(default_factory=dict)  # other arguments of a call of the pipeline
     single_file: SingleFile | None = None  # None: a base model in one file is refused
+    workflow: Workflow | None = None  # None: there is no workflow for ComfyUI
     toolkit: AiToolkit | None = None  # None: rented servers cannot train it
     refused: Mapping[str, str] = field(default_factory=dict)  # options that do not work, by name, with the reason
 

@@ -10,7 +10,6 @@ from fastapi.responses import RedirectResponse
 
 from core.advice import ADVICE
 from core.errors import SpecInvalid
-from generation.comfyui.starter import has_starter
 from jobs import history, previews, remedies, service
 from jobs.admission.live import why_it_waits
 from jobs.captioning import review
@@ -25,6 +24,7 @@ from storage.tables.deletions import DeletionKind
 from storage.tables.drawings import OPEN
 from storage.tables.jobs import ACTIVE, JobEvent, Status
 from training.data.verdict import describe_fault
+from training.families.registry import FAMILIES
 from web.auth import ServicesDep
 from web.files import picture_response
 from web.pages import drawings, results
@@ -70,7 +70,7 @@ def training(
         chart=loss_curve(losses_of(service.events(services, job_id, owner_id=owner_id))),
         samples=results.grid_of(view, previews.names(services, job_id, owner_id)),
         forms=lora_files.forms(view.spec.family) if view.lora else [],
-        has_workflow=has_starter(view.spec.family),
+        has_workflow=FAMILIES[view.spec.family].workflow is not None,
         comfyui=in_comfyui.state_of(services, job_id) if view.lora else None,
         checkpoints=delivery.choices(services, job_id, owner_id),
         since=_since(services, job_id, owner_id),

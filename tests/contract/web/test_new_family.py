@@ -18,6 +18,7 @@ from core.settings import Settings
 from fakes.comfyui import loras
 from jobs import service
 from jobs.requests import quotes, training_request
+from jobs.results import in_comfyui
 from jobs.stages import preprocessing, steps
 from tests.contract.web.conftest import Api, make_api
 from tests.made_up_family import FAR_AWAY, MADE_UP, registered
@@ -90,6 +91,9 @@ def trained(api: Api, path: Path) -> Path:
     done = service.get(api.services, view.job_id)
     assert (done.status, done.credits.charged) == ("ready", 1)
     service.download(api.services, view.job_id, path)
+    found = in_comfyui.workflow_of(api.services, view.job_id, "ada")
+    assert found is not None
+    assert found[1]["10"]["inputs"]["unet_name"] == "made_up.safetensors"
     return path
 
 

@@ -21,6 +21,7 @@ from training.families.records.encoder_configs import CLIP_L, FLUX_AUTOENCODER, 
 from training.families.records.lora_files import KOHYA, NO_DORA, PEFT, alike, of_own_code
 from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
 from training.families.weights import checkpoint_names
+from training.families.workflow import Workflow
 
 ATTENTION = (
     r"transformer_blocks\.\d+\.attn\.(to_(q|k|v|out\.0)|add_(q|k|v)_proj|to_add_out)|"
@@ -203,6 +204,14 @@ FAMILY = Family(
         "text_encoder_2": T5_XXL,
         "scheduler": FLUX_SCHEDULER,
     },
+    workflow=Workflow(
+        unet="flux1-dev.safetensors",
+        few_steps="flux1-schnell.safetensors",
+        clips=("clip_l.safetensors", "t5xxl_fp16.safetensors"),
+        clip_type="flux",
+        vae="ae.safetensors",
+        embeds_guidance=True,
+    ),
     home="black-forest-labs/FLUX.1-dev",
     code="training.families.flux1",
     targets={"attention": ATTENTION, "all": ALL},

@@ -20,6 +20,7 @@ from training.families.records.encoder_configs import QWEN2_5_VL_7B, QWEN_IMAGE_
 from training.families.records.lora_files import KOHYA, NO_DORA, PEFT, alike, underscored
 from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
 from training.families.weights import checkpoint_names
+from training.families.workflow import Workflow
 
 _ATTENTION = r"transformer_blocks\.\d+\.attn\.(to_(q|k|v|out\.0)|add_(q|k|v)_proj|to_add_out)"
 _ALL = _ATTENTION + r"|transformer_blocks\.\d+\.(img|txt)_mlp\.net\.(0\.proj|2)"
@@ -131,6 +132,13 @@ FAMILY = Family(
         "text_encoder": QWEN2_5_VL_7B,
         "scheduler": QWEN_IMAGE_SCHEDULER,
     },
+    workflow=Workflow(
+        unet="qwen_image_fp8_e4m3fn.safetensors",
+        clips=("qwen_2.5_vl_7b_fp8_scaled.safetensors",),
+        clip_type="qwen_image",
+        vae="qwen_image_vae.safetensors",
+        shift=3.1,
+    ),
     home="Qwen/Qwen-Image",
     code="training.families.qwen_image",
     targets={"attention": _ATTENTION, "all": _ALL},

@@ -20,6 +20,7 @@ from training.families.record import (
 from training.families.records.encoder_configs import QWEN3_VL_8B, QWEN_IMAGE_SCHEDULER
 from training.families.records.lora_files import KOHYA, NO_DORA, PEFT, alike, of_own_code
 from training.families.records.toolkit import FLOW, FLOW_SAMPLE, QUANTISED
+from training.families.workflow import Workflow
 
 _BLOCK = r"transformer_blocks\.\d+\."
 _ATTENTION = _BLOCK + r"attn\.to_(q|k|v|out\.0)"
@@ -150,6 +151,13 @@ FAMILY = Family(
         "text_encoder": QWEN3_VL_8B,
         "scheduler": QWEN_IMAGE_SCHEDULER,
     },
+    workflow=Workflow(
+        unet="qwen_image_2.1_bf16.safetensors",
+        clips=("qwen3vl_8b_bf16.safetensors",),
+        clip_type="qwen_image",
+        vae="qwen_image_2.1_vae_bf16.safetensors",
+        latent="EmptyLatentImage",
+    ),
     home="Qwen/Qwen-Image-2.1",
     code="training.families.qwen_image21",
     targets={"attention": _ATTENTION, "all": _ALL},

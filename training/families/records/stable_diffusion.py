@@ -19,6 +19,7 @@ from training.families.record import (
 from training.families.records import unet_names
 from training.families.records.encoder_configs import CLIP_BIG_G, CLIP_L, autoencoder
 from training.families.weights import checkpoint_names
+from training.families.workflow import Workflow
 
 _MODULES = re.compile(
     r"(down_blocks_\d+|mid_block|up_blocks_\d+)_(attentions_\d+_"
@@ -178,6 +179,7 @@ SD15 = Family(
         "text_encoder": CLIP_L,
         "scheduler": _NOISE,
     },
+    workflow=Workflow(file="v1-5-pruned-emaonly-fp16.safetensors", latent="EmptyLatentImage", scheduler="normal"),
     home="stable-diffusion-v1-5/stable-diffusion-v1-5",
     code="training.families.sd15",
     targets=_TARGETS,
@@ -279,6 +281,7 @@ SDXL = Family(
         "text_encoder_2": CLIP_BIG_G,
         "scheduler": _NOISE,
     },
+    workflow=Workflow(file="sd_xl_base_1.0.safetensors", latent="EmptyLatentImage", scheduler="normal"),
     home="stabilityai/stable-diffusion-xl-base-1.0",
     code="training.families.sdxl",
     targets=_TARGETS,

@@ -21,6 +21,7 @@ from training.families.record import (
 from training.families.records.encoder_configs import FLUX_AUTOENCODER, QWEN3_4B
 from training.families.records.lora_files import KOHYA, PEFT, alike, underscored
 from training.families.weights import checkpoint_names
+from training.families.workflow import Workflow
 
 _TRAINED = r"attention\.to_(q|k|v|out\.0)|feed_forward\.w[123]"
 _MODULES = re.compile(
@@ -185,6 +186,16 @@ FAMILY = Family(
         "text_encoder": QWEN3_4B,
         "scheduler": {"num_train_timesteps": 1000, "shift": 3.0},
     },
+    workflow=Workflow(
+        unet="z_image_bf16.safetensors",
+        few_steps="z_image_turbo_bf16.safetensors",
+        clips=("qwen_3_4b.safetensors",),
+        clip_type="lumina2",
+        vae="ae.safetensors",
+        sampler="res_multistep",
+        shift=3.0,
+        more_guidance=1.0,  # diffusers counts from 0, ComfyUI from 1
+    ),
     home="Tongyi-MAI/Z-Image-Turbo",
     code="training.families.z_image",
     # The linears of the main blocks, without the two refiners before them, as in ai-toolkit's LoRAs.
