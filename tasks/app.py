@@ -3,6 +3,7 @@
 from typing import Any
 
 from celery import Celery
+from celery.concurrency import ALIASES
 
 from core.brokers import broker
 from core.settings import settings
@@ -23,6 +24,8 @@ class ImprintCelery(Celery):  # type: ignore[misc]
         self.backend_cls = self.backend_cls or broker.results(settings()).url
         return with_foreign_errbacks(super()._get_backend())
 
+
+ALIASES["threads"] = "tasks.workers.threads:SteadyThreads"  # before the command line is read
 
 app = ImprintCelery(
     "imprint",

@@ -39,6 +39,7 @@ from tasks.workers import device_check, metrics
 from tasks.workers.device_check import DeviceState
 from tasks.workers.heartbeat import Heartbeat
 from tasks.workers.spot_notice import SpotNotice
+from tasks.workers.threads import SteadyThreads
 from training.captioning import weights
 from training.device_failure import on_device_failure
 
@@ -132,7 +133,7 @@ def _share_slots(instance: Any, **_: Any) -> None:
 
 def _has_threads(pool: Any) -> bool:
     """Whether the class of a worker's pool is the one of `-P threads`."""
-    return getattr(pool, "__module__", "") == "celery.concurrency.thread"
+    return pool is SteadyThreads
 
 
 @worker_process_shutdown.connect

@@ -34,7 +34,7 @@ def test_jobs_go_on_by_themselves_after_redis_was_full_and_after_it_lost_all_mes
         running.grant("owner")
         assert running.redis is not None
         with redis.Redis.from_url(running.redis.url) as client:
-            under_way = running.send(max_steps=60)["job_id"]
+            under_way = running.send(max_steps=400)["job_id"]
             running.wait(under_way, lambda view: view["step"] > 0)
             lost = running.send(seed=3)["job_id"]
             assert client.hlen("unacked"), "the message of the training, to be lost with those of the other job"
@@ -46,8 +46,8 @@ def test_jobs_go_on_by_themselves_after_redis_was_full_and_after_it_lost_all_mes
             running.processes["io"].signal(signal.SIGCONT)
             until(lambda: b"OutOfMemoryError" in running.log("io").read_bytes(), 60, "taken")
             waiting = accept(running, seed=2)
-            # The training meets it: what follows its step cannot be sent.
-            running.wait(under_way, lambda view: view["stage"] != "train")
+            # The training meets it: neither what follows its step nor its failure can be sent.
+            until(lambda: b"ended outside its body" in running.log("train").read_bytes(), 60, "refused twice")
             client.config_set("maxmemory", 0)
             # What a full Redis left is gone too.
             client.flushall()
