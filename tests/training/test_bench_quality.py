@@ -10,6 +10,7 @@ from benchmarks import quality
 from demo.pocket.strangers import PRACTICE
 
 
+@pytest.mark.drawn
 def test_a_recipe_is_tried_on_subjects_to_practise_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--quick", "--practice", "--sides", "ours", "--steps", "2"]
     asked += ["--set", "optimization.loraplus_ratio=2", "--learning-rate", "1e-3"]

@@ -303,7 +303,7 @@ def test_a_base_that_cannot_be_moved_back_is_loaded_again_and_loses_no_job(
     """The job that encoded and its neighbour are handed over, the neighbour with a checkpoint where it stood."""
     stores = [MemoryCheckpoints(), MemoryCheckpoints()]
     watchers = [Watcher(), Watcher()]
-    asked = [runs(name=str(n), seed=n, slots=2, max_steps=(60, 6)[n], checkpoints=stores[n]) for n in range(2)]
+    asked = [runs(name=str(n), seed=n, slots=2, max_steps=(30, 6)[n], checkpoints=stores[n]) for n in range(2)]
     whole = [train(replace(run, checkpoints=MemoryCheckpoints())) for run in asked]
     monkeypatch.setattr(resident, "_resident", None)
     no_way_back(monkeypatch)

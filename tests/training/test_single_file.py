@@ -112,7 +112,7 @@ def test_every_weight_is_the_folders(family: str, bases: Bases, single: Callable
 
 @pytest.mark.parametrize("family", LOCAL)
 def test_a_training_on_it_gives_the_same_lora(family: str, runs: Runs, single: Callable[[str], Path]) -> None:
-    run = runs(family, max_steps=2)
+    run = runs(family, max_steps=2, count=2)
     folder = train(run)
     file = train(replace(run, base_model=str(single(family)), out=run.out.with_name("b.safetensors")))
     (one, metadata), (other, other_metadata) = (unpack(made.path.read_bytes()) for made in (folder, file))

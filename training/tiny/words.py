@@ -6,6 +6,7 @@ text can be encoded, and one token per common word.
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 
 WORDS = """
@@ -30,12 +31,17 @@ def byte_letters() -> list[str]:
 
 def learn_merges(words: Sequence[Sequence[str]]) -> list[Merge]:
     """Byte-pair encoding of `words` (each a list of letters) until each is one token; ties in alphabetical order."""
+    return list(_merges_of(tuple(map(tuple, words))))
+
+
+@cache  # a process that makes the tiny base model of every family learns the same words a dozen times
+def _merges_of(words: tuple[tuple[str, ...], ...]) -> tuple[Merge, ...]:
     rows = [list(word) for word in words]
     merges: list[Merge] = []
     while True:
         pairs = Counter(pair for row in rows for pair in pairwise(row))
         if not pairs:
-            return merges
+            return tuple(merges)
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         for row in rows:
