@@ -36,7 +36,7 @@ def checkpoints(running: Site, job_id: str) -> list[int]:
 def test_a_worker_that_is_asked_to_stop_hands_over(celery_setup: CeleryTestSetup, celery_site: Site) -> None:
     io, train = celery_setup.worker_cluster
     assert celery_setup.ready(docker=True, control=True)
-    job_id = celery_site.send(max_steps=100)["job_id"]
+    job_id = celery_site.send(max_steps=300)["job_id"]
     at = celery_site.wait(job_id, lambda view: view["step"] > 20)["step"]
     train.kill("SIGTERM")
     kept = max(checkpoints(celery_site, job_id))
