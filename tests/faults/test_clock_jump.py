@@ -48,6 +48,12 @@ class SiteWithClock(Site):
         self._is_faked = self.fresh = name in self.fakes
         return super().start(name, wait=wait, **environment)
 
+    def end(self) -> None:
+        super().end()
+        for file in Path("/dev/shm").glob("*faketime_s*_*"):  # noqa: S108 - what killed processes leave there
+            if not Path("/proc", file.name.rpartition("_")[2]).exists():
+                file.unlink(missing_ok=True)
+
     def set_clock(self, offset: str) -> None:
         part = self._offset.with_suffix(".part")
         part.write_text(f"{offset}\n")
