@@ -94,7 +94,9 @@ def many_streams(world: World) -> Iterator[None]:
             connections.send(request)
         yield
         statuses = connections.statuses(2.0)
-        assert statuses.count(200) <= world.site.settings.streams_per_caller
+        # Streams of a job that has ended end too, and make room for others: its host may be refused by now.
+        has_ended = world.site.view(job)["status"] in ("ready", "failed", "cancelled")
+        assert has_ended or statuses.count(200) <= world.site.settings.streams_per_caller
         assert set(statuses) <= {200, 429}, set(statuses)
     finally:
         connections.close()
