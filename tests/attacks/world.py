@@ -31,7 +31,7 @@ SELECT a.granted, a.spent, a.held,
   (SELECT COALESCE(SUM(h.amount), 0) FROM credit_hold h WHERE h.account_id = a.id AND h.state = 'held')
 FROM credit_account a
 """
-_STEPS = 60  # a training of two steps is over before anything could delay it
+_STEPS = 100  # a training of two steps is over before anything could delay it
 
 
 @dataclass(frozen=True)
