@@ -1,6 +1,7 @@
 """What holds for every test, wherever it runs."""
 
 import gc
+import math
 import os
 import re
 import tempfile
@@ -56,7 +57,14 @@ def _has_room_in_memory() -> bool:
         return False
     in_memory = os.statvfs(_IN_MEMORY)
     available = int(re.findall(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[0]) << 10
-    return min(in_memory.f_bavail * in_memory.f_frsize, available) >= _NEEDED_BYTES
+    return min(in_memory.f_bavail * in_memory.f_frsize, available, _container_limit()) >= _NEEDED_BYTES
+
+
+def _container_limit() -> float:
+    """What a container may use at most: /proc/meminfo is about the whole machine."""
+    limits = [Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory/memory.limit_in_bytes")]
+    values = [limit.read_text().strip() for limit in limits if limit.is_file()]
+    return min((float(value) for value in values if value.isdecimal()), default=math.inf)
 
 
 def pytest_report_header() -> str:
