@@ -40,13 +40,6 @@ def _report(ended: "Future[Any]", error_callback: Callable[[Any], object] | None
     if error_callback is None:
         return
     try:
-        error_callback(_information(error))
+        error_callback(ExceptionInfo((type(error), error, error.__traceback__)))
     except Exception as again:  # noqa: BLE001 - what is to be stored or sent of it is refused as well
         log.error("its failure was not reported (%s)", type(again).__name__)
-
-
-def _information(error: Exception) -> ExceptionInfo:
-    try:
-        raise error
-    except type(error):
-        return ExceptionInfo()

@@ -9,7 +9,7 @@ Times: logit-normal (https://arxiv.org/abs/2403.03206, section 3.1), shifted by 
 by the base model's scheduler, as musubi-tuner (qwen_shift) does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import exp
@@ -95,15 +95,22 @@ def reads_whole(base: Base, caption: str) -> bool:
 
 def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
     """The condition of each picture: `context` [tokens of the caption, width], computed as in diffusers' pipeline."""
-    tokenizer, encoder = base.encoders["tokenizer"], base.encoders["text_encoder"]
+    return encode_texts(base, base.encoders["tokenizer"], examples, TEXT.format, BEFORE, MAX_TOKENS)
+
+
+def encode_texts(
+    base: Base, tokenizer: Any, examples: Sequence[Example], text: Callable[[str], str], before: int, max_tokens: int
+) -> list[Condition]:
+    """`context` of each picture: the last states of its caption in a fixed text, without the tokens `before` it."""
+    encoder = base.encoders["text_encoder"]
     made: dict[str, Tensor] = {}
     with base.encoders.awake("text_encoder"), torch.no_grad():
         for caption in dict.fromkeys(example.caption for example in examples):
-            tokens = tokenizer(
-                TEXT.format(caption), max_length=MAX_TOKENS + BEFORE, truncation=True, return_tensors="pt"
-            ).to(base.device)
+            tokens = tokenizer(text(caption), max_length=before + max_tokens, truncation=True, return_tensors="pt").to(
+                base.device
+            )
             output = encoder.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
-            made[caption] = output.last_hidden_state[0, BEFORE:].to(base.dtype)
+            made[caption] = output.last_hidden_state[0, before:].to(base.dtype)
     return [{"context": made[example.caption]} for example in examples]
 
 

@@ -26,7 +26,7 @@ from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Draw, FamilyCode, Where
 from training.families.frames import decode, encode_pictures
 from training.families.latents import sample
-from training.families.qwen_image import QwenSchedule, schedule_of, spaced
+from training.families.qwen_image import QwenSchedule, encode_texts, schedule_of, spaced
 from training.families.record import Family
 from training.families.weights.parts import load_part
 from training.families.weights.quantised import place
@@ -164,22 +164,12 @@ def encode_captions(base: Base, examples: Sequence[Example]) -> list[Condition]:
     """The condition of each picture: `context` [tokens of the text after the system's message, width]."""
     tokenizer, encoder = base.encoders["processor"], base.encoders["text_encoder"]
     before = len(tokenizer(SYSTEM).input_ids)
-    made: dict[str, Tensor] = {}
-    with base.encoders.awake("text_encoder"), torch.no_grad():
-        # diffusers' pipeline does the same: the network was trained on the states before the norm.
-        hook = encoder.model.language_model.norm.register_forward_hook(lambda _norm, given, _output: given[0])
-        try:
-            for caption in dict.fromkeys(example.caption for example in examples):
-                tokens = tokenizer(
-                    TEXT.format(caption or " "), max_length=before + MAX_TOKENS, truncation=True, return_tensors="pt"
-                ).to(base.device)
-                output = encoder.model(
-                    input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False
-                )
-                made[caption] = output.last_hidden_state[0, before:].to(base.dtype)
-        finally:
-            hook.remove()
-    return [{"context": made[example.caption]} for example in examples]
+    # diffusers' pipeline does the same: the network was trained on the states before the norm.
+    hook = encoder.model.language_model.norm.register_forward_hook(lambda _norm, given, _output: given[0])
+    try:
+        return encode_texts(base, tokenizer, examples, lambda caption: TEXT.format(caption or " "), before, MAX_TOKENS)
+    finally:
+        hook.remove()
 
 
 def draw(base: Base, moments: Tensor, generator: torch.Generator) -> Draw:

@@ -39,7 +39,12 @@ def sheets() -> tuple[str, ...]:
 
 @cache
 def _digest(name: str) -> bytes:
-    return hashlib.sha256((STATIC / name).read_bytes()).digest()
+    return hashlib.sha256(_content(name)).digest()
+
+
+@cache
+def _content(name: str) -> bytes:
+    return (STATIC / name).read_bytes()
 
 
 @cache
@@ -57,4 +62,4 @@ def style(context: Context, name: str) -> Markup:
     """The element of a stylesheet."""
     if not context["has_styles_within"]:
         return Markup('<link rel="stylesheet" href="{}">').format(asset(name))
-    return Markup("<style>{}</style>").format(Markup((STATIC / name).read_text()))  # noqa: S704 - a file of ours
+    return Markup("<style>{}</style>").format(Markup(_content(name).decode()))  # noqa: S704 - a file of ours
