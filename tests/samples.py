@@ -72,7 +72,7 @@ def _other_cases(items: Sequence[pytest.Item]) -> set[str]:
     cases: defaultdict[str, list[str]] = defaultdict(list)
     for item in items:
         name = function_of(item.nodeid)
-        if name in costly and not any(map(item.get_closest_marker, ("drawn", "both_databases"))):
+        if name in costly and not any(map(item.get_closest_marker, ("drawn", "both_databases", "every_case"))):
             cases[name].append(item.nodeid)
     return {one for name, each in cases.items() for one in set(each) - set(sample(each, _third(len(each)), name))}
 

@@ -42,14 +42,17 @@ def items(ids: list[str], *markers: str) -> list[Any]:
 def test_a_third_of_the_cases_of_a_costly_function_run_and_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "FULL", False)
     monkeypatch.setattr(
-        samples, "recorded", lambda: {"a.py::test_dear": 2.0, "a.py::test_one": 60.0, "a.py::test_kinds": 3.0}
+        samples,
+        "recorded",
+        lambda: {"a.py::test_dear": 2.0, "a.py::test_one": 60.0, "a.py::test_kinds": 3.0, "a.py::test_whole": 2.0},
     )
     dear, cheap = [f"a.py::test_dear[{case}]" for case in range(7)], [f"a.py::test_cheap[{case}]" for case in range(7)]
     kinds = ["a.py::test_kinds[sqlite]", "a.py::test_kinds[postgresql]"]
     found: Counter[str] = Counter()
     for seed in range(200):
         monkeypatch.setattr(samples, "SEED", seed)
-        others = samples.left_out([*items([*dear, *cheap, "a.py::test_one"]), *items(kinds, "both_databases")])
+        every = items([f"a.py::test_whole[{case}]" for case in range(7)], "every_case")
+        others = samples.left_out([*items([*dear, *cheap, "a.py::test_one"]), *items(kinds, "both_databases"), *every])
         assert len(others) == 4
         found.update(others)
     assert set(found) == set(dear)  # each case is left out by some seed, and none by all
