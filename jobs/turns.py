@@ -2,8 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
+from core.clock import utcnow
 from jobs.services import Services
+from notifications import outbox
+from notifications.messages import Message
 
 
 class RetryLater(Exception):
@@ -23,3 +27,17 @@ def owner_slot(services: Services, owner_id: str) -> Iterator[None]:
         yield
     finally:
         services.slots.give_back(owner_id)
+
+
+@contextmanager
+def sending_slot(services: Services, message: Message) -> Iterator[None]:
+    """An `owner_slot` for sending a message of the outbox. While the message waits for one, no relay sends it again."""
+    try:
+        with owner_slot(services, message.owner_id or ""):
+            yield
+    except RetryLater as again:
+        comes_back = utcnow() + timedelta(seconds=again.delay_s)
+        if message.claimed_until is None or message.claimed_until < comes_back + outbox.CLAIM / 2:
+            with services.database.writing() as session:
+                outbox.keep_claimed(session, message.id, comes_back + outbox.CLAIM)
+        raise

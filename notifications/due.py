@@ -11,6 +11,9 @@ from notifications.tables import MESSAGE
 
 # Messages that are sent to one receiver at the same time; one if its last attempt failed.
 AT_ONCE = 4
+# Webhooks of one owner that are sent at the same time, whoever receives them. Each waits for a worker's slot, and comes
+# back to the worker until it gets one, which costs as much as a small task each time.
+OWNER_AT_ONCE = 8
 
 
 def is_unclaimed(now: datetime) -> sa.ColumnElement[bool]:
@@ -33,8 +36,9 @@ def ready(now: datetime, kinds: Iterable[Kind], limit: int) -> sa.Select[tuple[A
     """The ids of at most `limit` messages to send now.
 
     An external message is due only when no earlier one of its job and kind waits. Destinations take turns, and few
-    messages are on their way to each, so that a thousand messages to a slow receiver leave room for all others. All
-    e-mails have one destination, so only one of each owner is on its way.
+    messages are on their way to each, so that a thousand messages to a slow receiver leave room for all others. Few
+    webhooks of one owner are on their way, so that a thousand slow receivers do too. All e-mails have one destination,
+    so only one of each owner is on its way.
     """
     earlier = MESSAGE.alias("earlier")
     waits_for_another = (
@@ -55,14 +59,30 @@ def ready(now: datetime, kinds: Iterable[Kind], limit: int) -> sa.Select[tuple[A
     turn = sa.func.row_number().over(partition_by=MESSAGE.c.destination, order_by=order)
     traffic = _traffic(now)
     candidates = (
-        sa.select(MESSAGE.c.id, MESSAGE.c.due_at, turn.label("turn"), traffic.c.room)
+        sa.select(
+            MESSAGE.c.id, MESSAGE.c.due_at, MESSAGE.c.kind, MESSAGE.c.owner_id, turn.label("turn"), traffic.c.room
+        )
         .join(due, due.c.id == MESSAGE.c.id)
         .outerjoin(traffic, sa.and_(MESSAGE.c.kind.in_(EXTERNAL), traffic.c.destination == MESSAGE.c.destination))
         .where(sa.or_(MESSAGE.c.kind != "mail", due.c.nth_of_owner == 1))
         .subquery()
     )
     has_room = sa.or_(candidates.c.room.is_(None), candidates.c.turn <= candidates.c.room)
-    return sa.select(candidates.c.id).where(has_room).order_by(candidates.c.turn, candidates.c.due_at).limit(limit)
+    by_turn = candidates.c.turn, candidates.c.due_at
+    nth = sa.func.row_number().over(partition_by=(candidates.c.kind, candidates.c.owner_id), order_by=by_turn)
+    roomy = sa.select(candidates, nth.label("nth_of_owner")).where(has_room).subquery()
+    sending = _sending(now)
+    room_of_owner = OWNER_AT_ONCE - sa.func.coalesce(sending.c.webhooks, 0)
+    owner_has_room = sa.or_(roomy.c.kind != "notice", roomy.c.owner_id.is_(None), roomy.c.nth_of_owner <= room_of_owner)
+    found = sa.select(roomy.c.id).outerjoin(sending, sending.c.owner_id == roomy.c.owner_id).where(owner_has_room)
+    return found.order_by(roomy.c.turn, roomy.c.due_at).limit(limit)
+
+
+def _sending(now: datetime) -> sa.Subquery:
+    """How many webhooks of each owner are on their way."""
+    webhooks = sa.select(MESSAGE.c.owner_id, sa.func.count().label("webhooks"))
+    webhooks = webhooks.where(WAITING, MESSAGE.c.kind == "notice", MESSAGE.c.claimed_until > now)
+    return webhooks.group_by(MESSAGE.c.owner_id).subquery()
 
 
 def _owner_is_mailed(now: datetime) -> sa.ColumnElement[bool]:

@@ -34,6 +34,7 @@ class Message:
     due_at: datetime
     attempts: int
     task_id: str | None = None
+    claimed_until: datetime | None = None
 
     @classmethod
     def from_row(cls, row: sa.Row[Any]) -> "Message":

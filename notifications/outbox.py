@@ -22,6 +22,8 @@ from notifications.tables import MESSAGE
 
 # Set in the info of a session whose transaction made a message due: after its commit, the outbox is sent.
 CHANGED = "imprint_outbox"
+# A message that was handed to a task is sent again if the task has recorded no outcome by then.
+CLAIM = timedelta(seconds=60)
 _MAX_ERROR = 500
 
 
@@ -101,6 +103,11 @@ def unclaim(session: Session, message_ids: Sequence[str]) -> None:
     """Give up the claim on messages that were not sent: other relays may send them now."""
     statement = sa.update(MESSAGE).where(MESSAGE.c.id.in_(message_ids), WAITING)
     session.execute(statement.values(claimed_until=None))
+
+
+def keep_claimed(session: Session, message_id: str, until: datetime) -> None:
+    """Keep a message from other relays until then: it waits for a worker."""
+    session.execute(sa.update(MESSAGE).where(MESSAGE.c.id == message_id, WAITING).values(claimed_until=until))
 
 
 def find(session: Session, message_id: str) -> Message | None:

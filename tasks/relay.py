@@ -5,7 +5,6 @@ It runs right after a commit, in the process's `OutboxSender`, and in the sweep.
 
 import logging
 from collections.abc import Sequence
-from datetime import timedelta
 
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
@@ -28,8 +27,6 @@ log = logging.getLogger(__name__)
 # What sending raises while the broker or the result store is away. A chord asks the result store before it is sent, and
 # Celery gives up asking with a plain RuntimeError.
 _AWAY = (OperationalError, RedisError, RuntimeError)
-# A message that was handed to a task is sent again if the task has recorded no outcome by then.
-CLAIM = timedelta(seconds=60)
 BATCH = 100
 
 
@@ -42,9 +39,8 @@ def relay(services: Services) -> bool:
     try:
         while True:
             with services.database.writing() as session:
-                messages = outbox.claim(
-                    session, utcnow(), ("launch", "cleanup", CONFIRMATION, *EXTERNAL), BATCH, lease=CLAIM
-                )
+                kinds = ("launch", "cleanup", CONFIRMATION, *EXTERNAL)
+                messages = outbox.claim(session, utcnow(), kinds, BATCH, lease=outbox.CLAIM)
             if _hand_on(services, messages) < len(messages):
                 return False
             if len(messages) < BATCH:

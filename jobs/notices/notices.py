@@ -22,7 +22,7 @@ from credits import ledger
 from jobs import keys
 from jobs.owners import audit_log
 from jobs.services import Services
-from jobs.turns import owner_slot
+from jobs.turns import sending_slot
 from jobs.view import JobView
 from notifications import channels, destinations, mail, outbox, preferences, retries, webhooks
 from notifications.mail import MailFacts
@@ -33,7 +33,6 @@ from notifications.webhook_payload import PROCESSING, Event
 from storage.tables.jobs import ACTIVE
 from training.data.thumbnail import thumbnail
 
-_CLAIM = timedelta(seconds=60)
 _KEPT = ("email", "events", "low_credits")
 _SAMPLE_PIXELS, _MAX_SAMPLE_BYTES = 512, 20_000_000
 # Failures that are not caused by the request: operators are alerted.
@@ -168,7 +167,7 @@ def deliver_mail(services: Services, message_id: str) -> None:
         with services.database.writing() as session:
             outbox.mark_failed(session, message.id, SUPERSEDED, None)
         return
-    with owner_slot(services, message.owner_id or ""):
+    with sending_slot(services, message):
         outcome = _send(services, message, wanted.email)
     with services.database.writing() as session:
         webhooks.record(session, message, outcome)
@@ -240,7 +239,7 @@ def deliver_alerts(services: Services, message_id: str) -> None:
         message = outbox.find(session, message_id)
         if message is None:
             return
-        rest = destinations.claim(session, "alert", message.destination or "", now, lease=_CLAIM)
+        rest = destinations.claim(session, "alert", message.destination or "", now, lease=outbox.CLAIM)
         waiting = [message, *(one for one in rest if one.id != message.id)]
         if message.destination == channels.OPERATORS:
             _distribute(session, services, waiting, now)

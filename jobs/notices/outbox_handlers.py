@@ -15,7 +15,7 @@ from jobs.notices.callbacks import TaskSender
 from jobs.remote import polls
 from jobs.services import Services
 from jobs.stages import stage_runner
-from jobs.turns import owner_slot
+from jobs.turns import sending_slot
 from notifications import outbox, receivers, retries, webhooks
 from notifications.messages import Message
 from notifications.retries import Outcome, Verdict
@@ -47,7 +47,7 @@ def notify(services: Services, message_id: str) -> None:
         if message is None:
             return
         unwanted = receivers.is_disabled(session, message.owner_id, message.destination)
-    with job_context(message.job_id), owner_slot(services, message.owner_id or ""):
+    with job_context(message.job_id), sending_slot(services, message):
         _deliver(services, message, unwanted)
 
 

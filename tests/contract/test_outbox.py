@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from core.clock import utcnow
 from notifications import outbox, webhooks
-from notifications.due import AT_ONCE
+from notifications.due import AT_ONCE, OWNER_AT_ONCE
 from notifications.messages import Kind, Message
 from notifications.retries import Outcome, Verdict
 from notifications.webhook_payload import PROCESSING, Event, NoticeJob
@@ -146,6 +146,19 @@ def test_few_notices_are_on_their_way_to_one_receiver(database: Database) -> Non
     assert elsewhere in {message.id for message in claimed}
     assert claim(database) == []
     record(database, next(message for message in claimed if message.id != elsewhere), Outcome(Verdict.SENT, status=204))
+    assert len(claim(database)) == 1
+
+
+def test_few_webhooks_of_one_owner_are_on_their_way_however_many_receivers_it_has(database: Database) -> None:
+    """Hundreds of webhooks to receivers that never answer used to be handed to tasks that only came back later."""
+    for number in range(2 * OWNER_AT_ONCE):
+        queue_notice(database, "training.completed", f"job{number}", "mallory", f"https://{number}.example")
+    bobs = queue_notice(database, "training.completed", "bobs", "bob", "https://0.example")
+    claimed = claim(database, limit=2 * OWNER_AT_ONCE)
+    assert Counter(message.owner_id for message in claimed) == {"mallory": OWNER_AT_ONCE, "bob": 1}
+    assert bobs in {message.id for message in claimed}
+    assert claim(database) == []
+    record(database, next(message for message in claimed if message.id != bobs), Outcome(Verdict.SENT, status=204))
     assert len(claim(database)) == 1
 
 

@@ -1,5 +1,6 @@
 """What passes from stage to stage: the relay while what it needs is away, and a message that comes again too late."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,15 @@ import pytest
 from core.clock import utcnow
 from core.settings import Settings
 from jobs import service
+from jobs.notices import notices, outbox_handlers
 from jobs.owners import accounts
 from jobs.services import Services
 from jobs.stages.stage_runner import AlreadyDone, NothingToDo, claim
+from jobs.turns import RetryLater
+from notifications import outbox, preferences, webhooks
+from notifications.messages import Kind
+from notifications.preferences import Preferences
+from notifications.webhook_payload import NoticeJob
 from storage.tables.jobs import Stage
 from tasks.relay import relay
 from tasks.steps import run
@@ -55,3 +62,24 @@ def refusal(services: Services, job_id: str, stage: Stage) -> type[Exception]:
     with pytest.raises(NothingToDo) as refused:
         claim(services, job_id, stage)
     return refused.type
+
+
+@pytest.mark.usefixtures("no_broker")
+@pytest.mark.parametrize("kind", ["notice", "mail"])
+def test_what_waits_for_a_slot_is_sent_by_its_task_and_by_no_other_relay(services: Services, kind: Kind) -> None:
+    """Each minute, one more task used to be sent for every webhook that waited while its owner's others hung."""
+    with services.database.writing() as session:
+        if kind == "notice":
+            webhooks.put(session, NoticeJob(job_id="job", owner_id="ada"), "training.completed", "https://app.example")
+        else:
+            preferences.save(session, "ada", Preferences(email="ada@example.org"))
+            notices.queue_not_started_mail(session, "ada", "mascot", "disabled", "a test")
+    services.slots.total = 1
+    assert services.slots.take("ada") == 0.0
+    with services.database.writing() as session:
+        (message,) = outbox.claim(session, utcnow(), [kind], lease=timedelta(seconds=1))
+    with pytest.raises(RetryLater):
+        (outbox_handlers.notify if kind == "notice" else notices.deliver_mail)(services, message.id)
+    with services.database.reading() as session:
+        assert due(session, utcnow() + outbox.CLAIM, [kind]) == []
+        assert len(due(session, utcnow() + 3 * outbox.CLAIM, [kind])) == 1, "its worker may have died"
