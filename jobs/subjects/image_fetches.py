@@ -23,7 +23,7 @@ from jobs.lifecycle.periodic import each
 from jobs.services import Services
 from jobs.subjects import subject_pictures
 from jobs.subjects.subject_pictures import SubjectPicture
-from jobs.turns import owner_slot
+from jobs.turns import RetryLater, owner_slot
 from notifications import outbox
 from storage.tables.fetches import FetchResult, StoredImageFetch
 
@@ -114,10 +114,14 @@ def fetch_images(services: Services, fetch_id: str) -> None:
         fetch = session.get(StoredImageFetch, fetch_id)
     if fetch is None or fetch.finished_at is not None:
         return
-    with owner_slot(services, fetch.owner_id):
-        limit_s = services.settings.fetch_images_s
-        if (claimed := _claim(services, fetch_id, timedelta(seconds=limit_s) + _SPARE)) is not None:
-            _fetch_all(services, claimed, time.monotonic() + limit_s)
+    try:
+        with owner_slot(services, fetch.owner_id):
+            limit_s = services.settings.fetch_images_s
+            if (claimed := _claim(services, fetch_id, timedelta(seconds=limit_s) + _SPARE)) is not None:
+                _fetch_all(services, claimed, time.monotonic() + limit_s)
+    except RetryLater as again:
+        _wait(services, fetch, timedelta(seconds=again.delay_s))
+        raise
 
 
 def repair(services: Services) -> int:
@@ -160,6 +164,16 @@ def _claim(services: Services, fetch_id: str, lease: timedelta) -> StoredImageFe
         fetch.leased, fetch.next_look_at, fetch.attempt = True, now + lease, fetch.attempt + 1
         session.add(fetch)
     return fetch
+
+
+def _wait(services: Services, fetch: StoredImageFetch, delay: timedelta) -> None:
+    """Keep the sweep from launching a fetch once more that comes back to a worker after the delay."""
+    comes_back, spare = utcnow() + delay, timedelta(seconds=services.settings.relaunch_after_s)
+    if fetch.next_look_at < comes_back + spare / 2:
+        unclaimed = col(StoredImageFetch.id) == fetch.id, col(StoredImageFetch.leased).is_(False)
+        with services.database.writing() as session:
+            later = sa.update(StoredImageFetch).where(*unclaimed).values(next_look_at=comes_back + spare)
+            session.connection().execute(later)
 
 
 def _fetch_all(services: Services, fetch: StoredImageFetch, deadline: float) -> None:

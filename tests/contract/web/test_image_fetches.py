@@ -12,6 +12,7 @@ from sqlmodel import col, select
 from core.clock import utcnow
 from core.settings import Settings
 from jobs.subjects import image_fetches
+from jobs.turns import RetryLater
 from notifications import outbox
 from storage.tables.fetches import StoredImageFetch
 from tasks import relay
@@ -138,3 +139,20 @@ def test_what_a_dead_worker_left_is_continued_and_given_up_in_the_end(calling: A
     assert [one["code"] for one in done["refused"]] == ["worker_lost", "worker_lost"]
     with services.database.reading() as session:
         assert session.exec(select(StoredImageFetch).where(col(StoredImageFetch.finished_at).is_(None))).all() == []
+
+
+def test_what_waits_for_a_slot_is_not_launched_a_second_time(calling: Api, files: PictureServer) -> None:
+    """The sweep used to send one more message for it each minute, and each came back to the worker until it had one."""
+    ada, services = calling.token("ada"), calling.services
+    assert calling.call("POST", f"{REX}/images", ada, json={"url": mascot(files, 0)}).status_code == 202
+    (fetch_id,) = launched(calling)
+    with services.database.writing() as session:
+        session.execute(sa.update(StoredImageFetch).values(next_look_at=utcnow()))
+    services.slots.total = 1
+    assert services.slots.take("ada") == 0.0
+    with pytest.raises(RetryLater):
+        image_fetches.fetch_images(services, fetch_id)
+    assert image_fetches.repair(services) == 0
+    services.slots.total = 8
+    image_fetches.fetch_images(services, fetch_id)
+    assert files.asked != {}
