@@ -27,6 +27,7 @@ from jobs.stages import intake
 from storage.tables.admission import OwnerShare, TrainingWorker
 from storage.tables.jobs import Job, Stage, Status
 from tests.contract.jobs import REQUEST, events, messages, put_at, row
+from tests.queries import queries_of
 
 SLOTS, AHEAD = 2, 3
 WINDOW = SLOTS + AHEAD
@@ -112,6 +113,14 @@ def test_a_job_beyond_the_window_waits_until_one_leaves_the_train_stage(services
     assert messages(services, waiting) == ["launch"]
     assert len(events(services, waiting, "admitted")) == 1
     assert messages(services, jobs[-1]) == []
+
+
+def test_a_sweep_decides_nothing_for_queues_in_which_no_job_waits(services: Services) -> None:
+    submit(services, "ada", WINDOW - 1)
+    with queries_of(services.database) as queries:
+        sweeps.admit_jobs(services)
+    assert any("training_worker" in query for query in queries), "it asked whether there is room"
+    assert not any("UPDATE training_job SET admitted_at" in query for query in queries)
 
 
 def test_every_end_of_a_job_lets_the_next_one_start(services: Services) -> None:
