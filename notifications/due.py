@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
 
+from core.clock import UtcDateTime
 from notifications.messages import DEFERRED, EXTERNAL, WAITING, Kind
 from notifications.tables import MESSAGE
 
@@ -14,9 +16,10 @@ AT_ONCE = 4
 # Webhooks of one owner that are sent at the same time, whoever receives them. Each waits for a worker's slot, and comes
 # back to the worker until it gets one, which costs as much as a small task each time.
 OWNER_AT_ONCE = 8
+_NOW: sa.BindParameter[datetime] = sa.bindparam("now", type_=UtcDateTime())
 
 
-def is_unclaimed(now: datetime) -> sa.ColumnElement[bool]:
+def is_unclaimed(now: datetime | sa.BindParameter[datetime]) -> sa.ColumnElement[bool]:
     """Whether no relay is sending the message."""
     return sa.or_(MESSAGE.c.claimed_until.is_(None), MESSAGE.c.claimed_until <= now)
 
@@ -27,13 +30,19 @@ def has_failed() -> sa.ColumnElement[bool]:
     return sa.and_(MESSAGE.c.attempts > 0, sa.not_(deferred))
 
 
-def is_due(now: datetime) -> tuple[sa.ColumnElement[bool], ...]:
+def parameters(now: datetime, kinds: Iterable[Kind], limit: int) -> dict[str, object]:
+    """What a statement with `ready` in it is executed with."""
+    return {"now": now, "kinds": list(kinds), "most": limit}
+
+
+def is_due() -> tuple[sa.ColumnElement[bool], ...]:
     """The conditions on a message alone; `ready` adds those that compare it with others."""
-    return WAITING, MESSAGE.c.due_at <= now, is_unclaimed(now)
+    return WAITING, MESSAGE.c.due_at <= _NOW, is_unclaimed(_NOW)
 
 
-def ready(now: datetime, kinds: Iterable[Kind], limit: int) -> sa.Select[tuple[Any]]:
-    """The ids of at most `limit` messages to send now.
+@cache  # building it took longer than the database takes to answer it
+def ready() -> sa.Select[tuple[Any]]:
+    """The ids of the messages to send now, with `parameters`.
 
     An external message is due only when no earlier one of its job and kind waits. Destinations take turns, and few
     messages are on their way to each, so that a thousand messages to a slow receiver leave room for all others. Few
@@ -51,13 +60,13 @@ def ready(now: datetime, kinds: Iterable[Kind], limit: int) -> sa.Select[tuple[A
     nth_of_owner = sa.func.row_number().over(partition_by=(MESSAGE.c.destination, MESSAGE.c.owner_id), order_by=order)
     due = (
         sa.select(MESSAGE.c.id, nth_of_owner.label("nth_of_owner"))
-        .where(*is_due(now), MESSAGE.c.kind.in_(list(kinds)))
+        .where(*is_due(), MESSAGE.c.kind.in_(sa.bindparam("kinds", expanding=True)))
         .where(sa.or_(MESSAGE.c.kind.not_in(EXTERNAL), sa.not_(waits_for_another)))
-        .where(sa.or_(MESSAGE.c.kind != "mail", sa.not_(_owner_is_mailed(now))))
+        .where(sa.or_(MESSAGE.c.kind != "mail", sa.not_(_owner_is_mailed())))
         .subquery()
     )
     turn = sa.func.row_number().over(partition_by=MESSAGE.c.destination, order_by=order)
-    traffic = _traffic(now)
+    traffic = _traffic()
     candidates = (
         sa.select(
             MESSAGE.c.id, MESSAGE.c.due_at, MESSAGE.c.kind, MESSAGE.c.owner_id, turn.label("turn"), traffic.c.room
@@ -71,34 +80,34 @@ def ready(now: datetime, kinds: Iterable[Kind], limit: int) -> sa.Select[tuple[A
     by_turn = candidates.c.turn, candidates.c.due_at
     nth = sa.func.row_number().over(partition_by=(candidates.c.kind, candidates.c.owner_id), order_by=by_turn)
     roomy = sa.select(candidates, nth.label("nth_of_owner")).where(has_room).subquery()
-    sending = _sending(now)
+    sending = _sending()
     room_of_owner = OWNER_AT_ONCE - sa.func.coalesce(sending.c.webhooks, 0)
     owner_has_room = sa.or_(roomy.c.kind != "notice", roomy.c.owner_id.is_(None), roomy.c.nth_of_owner <= room_of_owner)
     found = sa.select(roomy.c.id).outerjoin(sending, sending.c.owner_id == roomy.c.owner_id).where(owner_has_room)
-    return found.order_by(roomy.c.turn, roomy.c.due_at).limit(limit)
+    return found.order_by(roomy.c.turn, roomy.c.due_at).limit(sa.bindparam("most", type_=sa.Integer()))
 
 
-def _sending(now: datetime) -> sa.Subquery:
+def _sending() -> sa.Subquery:
     """How many webhooks of each owner are on their way."""
     webhooks = sa.select(MESSAGE.c.owner_id, sa.func.count().label("webhooks"))
-    webhooks = webhooks.where(WAITING, MESSAGE.c.kind == "notice", MESSAGE.c.claimed_until > now)
+    webhooks = webhooks.where(WAITING, MESSAGE.c.kind == "notice", MESSAGE.c.claimed_until > _NOW)
     return webhooks.group_by(MESSAGE.c.owner_id).subquery()
 
 
-def _owner_is_mailed(now: datetime) -> sa.ColumnElement[bool]:
+def _owner_is_mailed() -> sa.ColumnElement[bool]:
     """Whether another e-mail of the message's owner is on its way."""
     other = MESSAGE.alias("other")
     return (
         sa.exists()
-        .where(other.c.kind == "mail", other.c.claimed_until > now)
+        .where(other.c.kind == "mail", other.c.claimed_until > _NOW)
         .where(other.c.owner_id.is_not_distinct_from(MESSAGE.c.owner_id))
         .where(other.c.sent_at.is_(None), other.c.dead_at.is_(None))
     )
 
 
-def _traffic(now: datetime) -> sa.Subquery:
+def _traffic() -> sa.Subquery:
     """How many more messages may be sent to each destination for which some wait."""
-    on_their_way = sa.func.sum(sa.case((MESSAGE.c.claimed_until > now, 1), else_=0))
+    on_their_way = sa.func.sum(sa.case((MESSAGE.c.claimed_until > _NOW, 1), else_=0))
     # Alerts go to a channel one at a time. A receiver that is down gets one attempt at a time.
     failed = sa.func.max(sa.case((has_failed(), 1), else_=0))
     one = sa.or_(failed > 0, sa.func.min(MESSAGE.c.kind) == "alert")

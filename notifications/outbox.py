@@ -7,6 +7,7 @@ the message is sent again under the same id.
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,7 +17,7 @@ from core.clock import utcnow
 from core.ids import new_id
 from core.settings import settings
 from core.telemetry import tracing
-from notifications.due import is_due, is_unclaimed, ready
+from notifications.due import is_due, is_unclaimed, parameters, ready
 from notifications.messages import COLUMNS, EXTERNAL, SUPERSEDED, WAITING, DeadLetter, Kind, Message
 from notifications.tables import MESSAGE
 
@@ -88,15 +89,15 @@ def claim(
 
     Rows that another relay is claiming at this moment are left to it.
     """
-    due = (
-        sa.select(MESSAGE.c.id)
-        .where(MESSAGE.c.id.in_(ready(now, kinds, limit)), *is_due(now))
-        .with_for_update(skip_locked=True)
-    )
-    ids = session.execute(due).scalars().all()
+    ids = session.execute(_claimable(), parameters(now, kinds, limit)).scalars().all()
     claimed = sa.update(MESSAGE).where(MESSAGE.c.id.in_(ids)).values(claimed_until=now + lease)
-    rows = session.execute(claimed.returning(*COLUMNS))
+    rows = session.execute(claimed.returning(*COLUMNS)) if ids else ()
     return sorted(map(Message.from_row, rows), key=lambda message: (message.created_at, message.sequence))
+
+
+@cache
+def _claimable() -> sa.Select[tuple[Any]]:
+    return sa.select(MESSAGE.c.id).where(MESSAGE.c.id.in_(ready()), *is_due()).with_for_update(skip_locked=True)
 
 
 def unclaim(session: Session, message_ids: Sequence[str]) -> None:
