@@ -9,6 +9,7 @@ import os
 from collections import defaultdict
 from collections.abc import Generator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def function_of(node_id: str) -> str:
     return node_id.partition("[")[0]
 
 
+@cache
 def recorded() -> dict[str, float]:
     """CPU seconds of a case of each test function that costs more than a second."""
     costs: dict[str, float] = json.loads(FILE.read_text())

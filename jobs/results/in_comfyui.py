@@ -10,11 +10,11 @@ from sqlmodel import col, select
 from core.clock import utcnow
 from core.errors import IllegalMove, ImprintError, NotFound
 from generation.comfyui.patch import WorkflowLora
-from generation.comfyui.starter import Start, starter_workflow
 from jobs import service
 from jobs.lifecycle import launches
 from jobs.owners import audit_log
 from jobs.results import lora_files
+from jobs.results.starter_workflow import Start, starter_workflow
 from jobs.services import Services
 from jobs.subjects import loras
 from jobs.subjects.comfyui_drawing import comfyui_target, send_to_comfyui

@@ -170,6 +170,17 @@ def test_flux2_in_the_names_of_its_own_code(width: int, block: int, ratio: int, 
         assert report.readers == {"diffusers": diffusers, "ComfyUI": "whole", "AUTOMATIC1111": "no (0 of 4)"}
 
 
+def test_a_few_layers_that_two_families_have_are_of_neither() -> None:
+    """The attention of a FLUX.1 block has the names and the widths of FLUX.2 klein 4B."""
+    block = pair("lora_unet_double_blocks_0_img_attn_qkv", 3072)
+    report = inspect(pack(block, {}))
+    assert (report.family, report.verdict) == (None, "other")
+    assert any("flux1 or flux2-klein-4b" in one or "flux2-klein-4b or flux1" in one for one in report.warnings)
+    for version, family in (("flux1", "flux1"), ("flux2_klein_4b", "flux2-klein-4b")):
+        assert inspect(pack(block, {"ss_base_model_version": version})).family == family
+    assert inspect(pack(block | pair("lora_unet_double_blocks_7_img_attn_qkv", 3072), {})).family == "flux1"
+
+
 def test_the_fused_names_of_flux2_become_those_of_diffusers() -> None:
     tensors = {name: part for stem in KLEIN for name, part in pair(stem, 3072 * (1 + 3 * KLEIN[stem]), "peft").items()}
     made, metadata = unpack(serialize_as(read_lora(pack(tensors, {"ss_base_model_version": "flux2_klein_4b"})), "peft"))

@@ -50,6 +50,19 @@ class QwenSchedule:
     sigmas: tuple[float, ...] | None = None  # the times of a drawing before the shift, if they are not evenly spaced
 
 
+# Of the published models, for counting memory and for tiny ones.
+PUBLISHED = QwenSchedule((256, 0.5, 8192, 0.9), 0.02)
+
+
+def tiny_scheduler() -> Any:
+    """A scheduler with the numbers of the published models."""
+    (least, base_shift, most, max_shift), terminal = PUBLISHED.line, PUBLISHED.terminal
+    return flow_scheduler(
+        use_dynamic_shifting=True, base_shift=base_shift, max_shift=max_shift, base_image_seq_len=least,
+        max_image_seq_len=most, shift_terminal=terminal,
+    )  # fmt: skip
+
+
 def schedule_of(where: Where, sigmas: tuple[float, ...] | None = None) -> QwenSchedule:
     """The schedule of a base model, from its scheduler's configuration. Raises BaseModelUnavailable."""
     config = load_part(FlowMatchEulerDiscreteScheduler, where.folder, "scheduler").config
@@ -164,7 +177,7 @@ def stand_in(transformer: Any, tokens: int) -> tuple[QwenSchedule, Condition]:
     """A schedule and a condition of `tokens` tokens for counting memory."""
     width = transformer.config.joint_attention_dim
     context = torch.zeros(tokens, width, dtype=transformer.dtype)
-    return QwenSchedule((256, 0.5, 8192, 0.9), 0.02), {"context": context}
+    return PUBLISHED, {"context": context}
 
 
 def tiny(_prediction: str) -> Any:
@@ -190,10 +203,7 @@ def tiny(_prediction: str) -> Any:
     vae = lib.AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1)
     normalise(vae, 16, torch.tensor(vae.config.latents_std), torch.tensor(vae.config.latents_mean))
     return lib.QwenImagePipeline(
-        scheduler=flow_scheduler(
-            use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, base_image_seq_len=256, max_image_seq_len=8192,
-            shift_terminal=0.02,
-        ),
+        scheduler=tiny_scheduler(),
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,

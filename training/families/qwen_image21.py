@@ -26,12 +26,19 @@ from training.families.encoders import Encoders
 from training.families.family import Base, Condition, Draw, FamilyCode, Where
 from training.families.frames import decode, encode_pictures
 from training.families.latents import sample
-from training.families.qwen_image import QwenSchedule, encode_texts, schedule_of, spaced
+from training.families.qwen_image import (
+    PUBLISHED,
+    QwenSchedule,
+    encode_texts,
+    schedule_of,
+    spaced,
+    tiny_scheduler,
+)
 from training.families.record import Family
 from training.families.weights.parts import load_part
 from training.families.weights.quantised import place
 from training.ports import Example
-from training.tiny.parts import flow_scheduler, lessen, lib, normalise, qwen_tokenizer
+from training.tiny.parts import lessen, lib, normalise, qwen_tokenizer
 
 MAX_TOKENS = 1024  # of a caption. diffusers' pipeline has no limit, but the network's table of positions has an end
 SYSTEM = "<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n"
@@ -221,7 +228,7 @@ def levels(base: Base, count: int, size: tuple[int, int]) -> Tensor:
 def stand_in(transformer: Any, tokens: int) -> tuple[QwenSchedule, Condition]:
     """A schedule and a condition of `tokens` tokens for counting memory."""
     context = torch.zeros(tokens, transformer.config.context_in_dim, dtype=transformer.dtype)
-    return QwenSchedule((256, 0.5, 8192, 0.9), 0.02), {"context": context}
+    return PUBLISHED, {"context": context}
 
 
 def tiny(_prediction: str) -> Any:
@@ -247,10 +254,7 @@ def tiny(_prediction: str) -> Any:
     vae = lib.AutoencoderKLQwenImage21(base_dim=8, decoder_base_dim=8, dim_mult=[1, 2, 2, 2, 2], num_res_blocks=1)
     normalise(vae, 64, torch.tensor(vae.config.latents_std), torch.tensor(vae.config.latents_mean))
     return lib.QwenImage21Pipeline(
-        scheduler=flow_scheduler(
-            use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, base_image_seq_len=256, max_image_seq_len=8192,
-            shift_terminal=0.02,
-        ),
+        scheduler=tiny_scheduler(),
         vae=vae,
         text_encoder=text_encoder,
         processor=TextProcessor(tokenizer),

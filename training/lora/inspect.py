@@ -109,7 +109,9 @@ def _warnings(lora: ParsedLora, modules: list[Module], kinds: Mapping[str, Mappi
     if lora.form == "bare peft":
         warnings.append("its scale is in adapter_config.json, not in the file; diffusers and ComfyUI ignore that file")
     if lora.family is None and lora.other_family is None and modules:
-        warnings.append("its family is unknown")
+        several = " or ".join(lora.possible)
+        why = f": its layers are those of {several}, and its metadata does not say of which" if several else ""
+        warnings.append(f"its family is unknown{why}")
     norms = [stats["norm_max"] for stats in kinds.values() if stats["norm_max"] is not None]
     if modules and not any(module.up.floats().any() for module in modules):
         warnings.append("it has no effect: every up matrix is zero")

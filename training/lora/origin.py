@@ -74,9 +74,16 @@ def family_of(modules: Modules, metadata: Mapping[str, str]) -> str | None:
         return named
     declared = declared_family(metadata)
     named = declared if declared in FAMILIES else None
-    found = next((name for name, family in FAMILIES.items() if _is_of(family, modules)), None)
+    found = possible_families(modules)
     # Families that share names with others: what the metadata says counts.
-    return named if found is None or (named is not None and FAMILIES[found].lora.kind) else found
+    if not found or (named is not None and FAMILIES[found[0]].lora.kind):
+        return named
+    return found[0] if len(found) == 1 else None
+
+
+def possible_families(modules: Modules) -> list[str]:
+    """The families that have all these modules: more than one for a few layers of families that share names."""
+    return [name for name, family in FAMILIES.items() if _is_of(family, modules)]
 
 
 def _is_of(family: Family, modules: Modules) -> bool:

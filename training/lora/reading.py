@@ -67,6 +67,7 @@ class ParsedLora:
     form: str
     family: str | None
     other_family: str | None = None
+    possible: list[str] = field(default_factory=list)  # families of ours that have its modules, if several do
     others: dict[str, Module] = field(default_factory=dict)  # of no family of ours, by the name in the file
     problems: list[str] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)  # other methods than LoRA
@@ -177,7 +178,9 @@ def _find_origin(made: ParsedLora) -> None:
         made.modules = {}
     if not made.modules:
         return
-    made.family = origin.family_of([one for one in named if one[0].full in made.modules], made.metadata)
+    ours = [one for one in named if one[0].full in made.modules]
+    made.family = origin.family_of(ours, made.metadata)
+    made.possible = origin.possible_families(ours) if made.family is None else []
     if made.family is not None:
         family = FAMILIES[made.family]
         modules = [replace(one, name=in_family(one.name, family)) for one in made.modules.values()]

@@ -14,12 +14,12 @@ from core.clock import utcnow
 from core.errors import IllegalMove, NotFound, SpecInvalid
 from generation.comfyui.nodes import NODES
 from generation.comfyui.patch import WorkflowLora
-from generation.comfyui.starter import Start, starter_workflow
 from jobs import checkpoints, keys, service
 from jobs.deletion import retention
 from jobs.lifecycle import launches
 from jobs.owners import audit_log
 from jobs.results import delivery, in_comfyui, lora_files, model_card
+from jobs.results.starter_workflow import Start, starter_workflow
 from jobs.subjects import loras
 from storage.tables.jobs import Job, Status
 from tests.contract.web.conftest import Api

@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "z-image": {"base_model": "Tongyi-MAI/Z-Image", "family": "z-image", "rank": 8, "alpha": 8.0, "seed": 2},
     "flux2-klein-4b": {"base_model": "flux2-klein-4b", "seed": 3},
     "qwen-image-2512": {"base_model": "qwen-image-2512", "seed": 4},
+    "qwen-image-21": {"base_model": "qwen-image-21", "seed": 8},
     "flux1-schnell": {"base_model": "flux1-schnell", "seed": 7},
     "krea2-turbo": {"base_model": "krea2-turbo", "seed": 5},
     "hidream": {"base_model": "hidream", "seed": 6},

@@ -1,9 +1,10 @@
 """A workflow to begin with: text to image with one base model, in API format, which ComfyUI's editor opens too."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from generation.comfyui.patch import WorkflowLora, patch
+from training.families.workflow import Workflow
 
 Nodes = dict[str, Any]
 
@@ -18,36 +19,7 @@ class Start:
     guidance: float
 
 
-class Model(Protocol):
-    """The files of a base model for ComfyUI, and what differs in its workflow: see the families' records."""
-
-    @property
-    def file(self) -> str: ...
-    @property
-    def unet(self) -> str: ...
-    @property
-    def few_steps(self) -> str: ...
-    @property
-    def clips(self) -> tuple[str, ...]: ...
-    @property
-    def clip_type(self) -> str: ...
-    @property
-    def vae(self) -> str: ...
-    @property
-    def latent(self) -> str: ...
-    @property
-    def sampler(self) -> str: ...
-    @property
-    def scheduler(self) -> str: ...
-    @property
-    def shift(self) -> float | None: ...
-    @property
-    def more_guidance(self) -> float: ...
-    @property
-    def embeds_guidance(self) -> bool: ...
-
-
-def starter_workflow(model: Model, start: Start, lora: WorkflowLora, *, is_few_step: bool = False) -> Nodes:
+def starter_workflow(model: Workflow, start: Start, lora: WorkflowLora, *, is_few_step: bool = False) -> Nodes:
     """The workflow with a LoRA in it."""
     loaders, source, clip, vae = _one_file(model) if model.file else _parts(model, is_few_step)
     positive, cfg = ["6", 0], start.guidance + model.more_guidance
@@ -76,12 +48,12 @@ def _node(class_type: str, **inputs: Any) -> Nodes:
     return {"class_type": class_type, "inputs": inputs}
 
 
-def _one_file(model: Model) -> tuple[Nodes, list[Any], list[Any], list[Any]]:
+def _one_file(model: Workflow) -> tuple[Nodes, list[Any], list[Any], list[Any]]:
     """The loader, and its outputs: model, text encoder and VAE."""
     return {"4": _node("CheckpointLoaderSimple", ckpt_name=model.file)}, ["4", 0], ["4", 1], ["4", 2]
 
 
-def _parts(model: Model, is_few_step: bool) -> tuple[Nodes, list[Any], list[Any], list[Any]]:
+def _parts(model: Workflow, is_few_step: bool) -> tuple[Nodes, list[Any], list[Any], list[Any]]:
     unet = model.few_steps if is_few_step and model.few_steps else model.unet
     numbered = (
         {"clip_name": model.clips[0]}
