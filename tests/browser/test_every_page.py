@@ -21,6 +21,13 @@ pytestmark = pytest.mark.timeout(900)
 TOO_WIDE = """() => [document.documentElement, ...document.querySelectorAll(".scroll:not(:has(.samples))")]
     .filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.getAttribute("aria-labelledby") ?? "page")"""
 
+# Parts of a card that stick out of it. What scrolls may be wider, and rows that are links are.
+STICKING_OUT = """() => [...document.querySelectorAll(".card")].flatMap((card) => {
+  const edge = card.getBoundingClientRect().right - parseFloat(getComputedStyle(card).paddingRight) + 1;
+  return [...card.querySelectorAll("*")].filter((one) => !one.closest(".scroll, .strip, .sr, svg, .rows a")
+    && one.getBoundingClientRect().right > edge).map((one) => `${one.tagName} ${one.id} sticks out`);
+})"""
+
 
 def shows_a_page(endpoint: Callable[..., Any]) -> bool:
     """Whether a handler renders a template, itself or by a helper of its module."""
@@ -65,7 +72,7 @@ def test_axe_finds_nothing(world: World, browser: Browser) -> None:
                 page.set_viewport_size(PHONE)  # type: ignore[arg-type]
                 page.emulate_media(color_scheme="dark")
                 page.goto(address, wait_until="load")
-                wide += [f"{name}: {one}" for one in page.evaluate(TOO_WIDE)]
+                wide += [f"{name}: {one}" for one in page.evaluate(TOO_WIDE) + page.evaluate(STICKING_OUT)]
                 for scheme, one in findings(page, "dark", "light"):
                     nodes = [node["html"][:160] for node in one["nodes"]]
                     found.append(f"{name} ({scheme}): {one['id']} ({one['impact']}): {nodes}")
@@ -74,3 +81,23 @@ def test_axe_finds_nothing(world: World, browser: Browser) -> None:
             context.close()
     assert found == [], "\n".join(found)
     assert wide == []
+
+
+def test_times_are_local_also_where_an_element_cannot_be(world: World, browser: Browser) -> None:
+    """In the options of a select, and in the history of a job. Without script they say UTC."""
+    compare = f"/trainings/{world.ready}/compare?with={world.earlier}"
+    with served(world) as base:
+        for script in (True, False):
+            context = browser.new_context(
+                base_url=base, java_script_enabled=script, locale="en-US", timezone_id="Asia/Kolkata"
+            )
+            page = context.new_page()
+            sign_in(page, world.owner_token)
+            page.goto(compare)
+            at = page.locator("thead time").first.inner_text()
+            assert f", {at}, ready" in page.locator("#with option[selected]").inner_text()
+            sign_in(page, world.operator_token)
+            page.goto(f"/operators/jobs/{world.failed}")
+            history = page.locator("pre time").first.inner_text()
+            assert [one.endswith(" UTC") for one in (at, history)] == [not script] * 2
+            context.close()

@@ -435,15 +435,20 @@ document.addEventListener("input", (event) => {
 // The server writes times in UTC. In English the browser knows which kind of English.
 const pageLanguage = document.documentElement.lang === "en" ? undefined : document.documentElement.lang;
 const times = new Intl.DateTimeFormat(pageLanguage, { dateStyle: "medium", timeStyle: "short" });
+const timesToSeconds = new Intl.DateTimeFormat(pageLanguage, { dateStyle: "medium", timeStyle: "medium" });
 function localize(time) {
   const at = new Date(time.dateTime);
   if (time.title || Number.isNaN(at.valueOf())) return;
   time.title = time.textContent;
-  time.textContent = times.format(at);
+  time.textContent = ("seconds" in time.dataset ? timesToSeconds : times).format(at);
+}
+function localizeOption(option) { // an <option> cannot contain a <time>
+  option.textContent = option.textContent.replace(option.dataset.utc, times.format(new Date(option.dataset.at)));
 }
 
 function prepare(root) {
   root.querySelectorAll("time[datetime]").forEach(localize);
+  root.querySelectorAll("option[data-at]").forEach(localizeOption);
   root.querySelectorAll("[data-copy], .with-script").forEach((one) => { one.hidden = false; });
   root.querySelectorAll(".without-script").forEach((one) => { one.hidden = true; });
 }
