@@ -91,7 +91,7 @@ class TestTlsOfTheAddressAndNotOfTheServer:
                 for name, code, output in pool.map(ended, commands):
                     assert told in output, f"{name}: {output}"
                     assert code == (name != "submit"), f"{name}: {output}"
-            assert f"todo settings IMPRINT_BROKER_URL: {urlsplit(url).netloc} {told}" in diagnosed(made)
+            assert f"todo  settings: IMPRINT_BROKER_URL: {urlsplit(url).netloc} {told}" in diagnosed(made)
 
 
 class TestRedisOverTls:
@@ -108,15 +108,15 @@ class TestRedisOverTls:
             address = f"{url}?ssl_cert_reqs=required&ssl_ca_certs={certificates.authority}"
             assert quoted(made, Celery(broker=address, backend=address)) == 2
             assert "insecure" not in made.log("io").read_text()
-            assert "ok broker rediss://" in diagnosed(made)
+            assert "ok    broker: rediss://" in diagnosed(made)
 
             unknown = diagnosed(made, SSL_CERT_FILE="/dev/null")
             assert "does not answer: its certificate is not trusted" in unknown
             assert "add ?ssl_ca_certs=" in unknown
-            assert "ok broker" in diagnosed(made, SSL_CERT_FILE="/dev/null", IMPRINT_BROKER_URL=address)
+            assert "ok    broker" in diagnosed(made, SSL_CERT_FILE="/dev/null", IMPRINT_BROKER_URL=address)
             wrong = address.replace("localhost", "127.0.0.1")  # a name that is not in the certificate
             assert "its certificate is not trusted" in diagnosed(made, IMPRINT_BROKER_URL=wrong)
-            assert "ok broker" in diagnosed(made, IMPRINT_BROKER_URL=wrong.replace("required", "none"))
+            assert "ok    broker" in diagnosed(made, IMPRINT_BROKER_URL=wrong.replace("required", "none"))
 
 
 class TestRabbitmqOverTls:
@@ -138,7 +138,7 @@ class TestRabbitmqOverTls:
         ):
             made.start("io")
             doctor = diagnosed(made)
-            assert f"ok broker amqps://guest:**@localhost:{port}//" in doctor
+            assert f"ok    broker: amqps://guest:**@localhost:{port}//" in doctor
             assert "no worker takes from train.sd15" in doctor  # but from the other queues
             for changed in (url.replace("localhost", "127.0.0.1"), url.partition("?")[0]):
                 assert "its certificate is not trusted" in diagnosed(made, IMPRINT_BROKER_URL=changed)

@@ -12,6 +12,7 @@ from cli.operations import doctor
 from core.settings import Settings
 from jobs.services import Services
 from storage.database import Database, known_revisions
+from tests.integration.doctor import run_doctor
 from tests.servers.postgres import new_database, postgres_server
 from tests.servers.process import free_port
 from tests.servers.redis import redis_server
@@ -52,7 +53,7 @@ def test_a_running_site_is_healthy(base_model: Path, tmp_path: Path) -> None:
             assert list(site.services.store.list("doctor/")) == []
 
             assert site.stop("io") == 0
-            done = site.imprint("doctor", check=False)
+            done = run_doctor(site)
             assert done.returncode == 1
             assert "todo  workers: no worker takes from io.finish, io, cpu, sweep, fetch, notices" in done.stdout
             assert "ok    broker: redis://" in done.stdout
@@ -60,12 +61,11 @@ def test_a_running_site_is_healthy(base_model: Path, tmp_path: Path) -> None:
             site.end()
 
 
-@pytest.mark.drawn
 def test_a_new_installation_is_told_what_to_do(tmp_path: Path) -> None:
     """Before anything was started: nothing is made, and each missing thing has its own line."""
     site = Site(tmp_path, tmp_path, "redis://127.0.0.1:1/0")
     nothing = {"IMPRINT_BROKER_URL": "", "IMPRINT_BASE_MODELS": "{}"}
-    done = site.command("imprint", "doctor", "--json", **nothing, IMPRINT_FLOWER_PORT="1", IMPRINT_DEVICE="cpu")
+    done = run_doctor(site, "--json", **nothing, IMPRINT_FLOWER_PORT="1")
     found = by_name(json.loads(done.stdout)["findings"])
     assert done.returncode == 1
     assert {name for name, finding in found.items() if finding["status"] == "todo"} == {"broker", "database"}

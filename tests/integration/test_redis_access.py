@@ -59,7 +59,7 @@ def test_a_user_with_the_rights_of_the_page_is_refused_nothing(base_model: Path,
             running.application.send_task("imprint.cancel", (other,), queue="io").get(timeout=60)
             assert operator.control.ping(timeout=5)
             doctor = diagnosed(running)
-            assert re.search(r"workers .*io@test", doctor), doctor
+            assert re.search(r"workers: .*io@test", doctor), doctor
             log: Any = admin.execute_command("ACL", "LOG")
             assert log == []
         finally:
