@@ -8,7 +8,6 @@ alone: all in 2.4 ms, where trying every order of all joins took 7 to 13.
 """
 
 import math
-from collections.abc import Set
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -187,10 +186,7 @@ def decide_due(session: Session, settings: Settings) -> None:
     most = len(found.accepted) + (_MANY if found.opened else _FEW)
     if found.used and _limits_running(session, settings):
         found.queues |= set(every_queue())  # the owner's jobs may wait for another queue
-    queues = found.queues & set(every_queue())
-    if len(queues) > 1:
-        queues = _with_waiting_jobs(session, queues)
-    for queue in sorted(queues):
+    for queue in sorted(found.queues & set(every_queue())):
         while len(admitted) < most and (job_id := _admit_next(session, queue, settings)):
             admitted.add(job_id)
             _launch(session, job_id, settings, has_waited=job_id not in found.accepted)
@@ -198,19 +194,6 @@ def decide_due(session: Session, settings: Settings) -> None:
         record_event(session, job_id, "queued")
     session.flush()
     found.is_full = len(admitted) == most
-
-
-def _with_waiting_jobs(session: Session, queues: Set[str]) -> set[str]:
-    """The queues that a job waits for, by one look into the index for each, however many wait.
-
-    The sweep asks for all queues. With none waiting, a decision for each took 40 ms, in which everybody waited for the
-    lock.
-    """
-    rows = ", ".join(f"(:queue_{number})" for number in range(len(queues)))
-    waiting = f"EXISTS (SELECT 1 FROM training_job j WHERE j.queue = q.queue AND {_WAITING})"  # noqa: S608 - ours
-    statement = sa.text(f"WITH q (queue) AS (VALUES {rows}) SELECT q.queue FROM q WHERE {waiting}")  # noqa: S608 - ours
-    given = {f"queue_{number}": queue for number, queue in enumerate(sorted(queues))}
-    return set(session.connection().execute(statement, given).scalars())
 
 
 def _limits_running(session: Session, settings: Settings) -> bool:
