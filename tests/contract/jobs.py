@@ -68,10 +68,15 @@ def job_id(services: Services) -> str:
     return found
 
 
+def file_of(job_id: str) -> dict[str, Any]:
+    """The columns of a job whose file is uploaded."""
+    return {"lora_key": f"models/{job_id}/lora_weights.safetensors", "lora_sha256": "ab" * 32}
+
+
 def put_at(services: Services, job_id: str, stage: Stage, **values: Any) -> None:
     """Bring a job to a stage without the work of those before."""
     if stage is Stage.SETTLE:
-        values = {"lora_key": f"models/{job_id}/lora_weights.safetensors", "lora_sha256": "ab" * 32} | values
+        values = file_of(job_id) | values
     with services.database.writing() as session:
         session.execute(sa.update(Job).where(col(Job.id) == job_id).values(stage=stage, status="training", **values))
         done = sa.update(JobPicture).where(col(JobPicture.job_id) == job_id).values(state=PictureState.GOOD)

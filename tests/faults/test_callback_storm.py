@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from celery import chain
+from sqlmodel import col
 
 from jobs import service
 from jobs.lifecycle import sweeps, transitions
-from storage.tables.jobs import Stage
-from tests.contract.jobs import put_at
+from storage.tables.jobs import ACTIVE, Job, Stage, Status
+from tests.contract.jobs import file_of
 from tests.samples import FULL, SEED, sample
 from tests.servers.shop import Shop
 from tests.site import Site, site, until
@@ -110,9 +112,7 @@ def ending(running: Site, cancelled: set[str], trained: set[str]) -> Iterator[No
                 if view.subject_id in cancelled:
                     service.cancel(running.services, view.job_id)
                 else:
-                    put_at(running.services, view.job_id, Stage.SETTLE)
-                    with running.services.database.writing() as session:
-                        transitions.settle(session, view.job_id, running.settings)
+                    end_ready(running, view.job_id)
 
     thread = threading.Thread(target=end_jobs)
     thread.start()
@@ -121,6 +121,15 @@ def ending(running: Site, cancelled: set[str], trained: set[str]) -> Iterator[No
     finally:
         over.set()
         thread.join()
+
+
+def end_ready(running: Site, job_id: str) -> None:
+    """Settle a job without its training, unless the training was faster."""
+    with running.services.database.writing() as session:
+        at_settle = {"stage": Stage.SETTLE, "status": Status.TRAINING, **file_of(job_id)}
+        active = sa.update(Job).where(col(Job.id) == job_id, col(Job.status).in_(ACTIVE))
+        if session.connection().execute(active.values(at_settle)).rowcount:
+            transitions.settle(session, job_id, running.settings)
 
 
 def kill(shop: Shop, name: str) -> None:

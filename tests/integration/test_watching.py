@@ -207,8 +207,11 @@ def test_a_prometheus_reads_them_and_every_panel_has_an_answer(watched: Watched,
         until(lambda: _ready_to_answer(port), 30, "Prometheus answers")
         until(lambda: len(ask("up == 1")) == 3, 30, "all are asked")
         until(lambda: ask("imprint_training_steps_total offset 3s") != [], 30, "twice")
-        empty = [query for query in panel_queries() if not ask(query.replace("$__rate_interval", "1m"))]
-        assert all("> 0" in query or "audit" in query or "histogram" in query for query in empty), empty
+        wanted = [
+            query for query in panel_queries() if not any(word in query for word in ("> 0", "audit", "histogram"))
+        ]
+        # Each process is asked at times of its own, and on a slow machine one may be asked much later.
+        until(lambda: all(ask(query.replace("$__rate_interval", "1m")) for query in wanted), 30, f"answers to {wanted}")
         alerts = httpx2.get(f"http://127.0.0.1:{port}/api/v1/rules", trust_env=False).json()["data"]["groups"][0]
         assert {rule["health"] for rule in alerts["rules"]} <= {"ok", "unknown"}
     finally:

@@ -80,19 +80,20 @@ FINER = {"qwen-image": 1, "qwen-image-21": 2}  # their random VAEs move the pict
 
 
 @pytest.fixture(scope="module")
-def taught() -> dict[str, tuple[Live, Path]]:
-    """The live model and the file of each family, trained once."""
+def taught() -> dict[str, tuple[Live, bytes]]:
+    """The live model and the file of each family, trained once. The folder of a test goes with it, so: its content."""
     return {}
 
 
 @pytest.mark.parametrize(("family", "form"), FORMS)
 def test_diffusers_reads_the_live_model_back(
-    runs: Runs, family: str, form: str, taught: dict[str, tuple[Live, Path]], tmp_path: Path
+    runs: Runs, family: str, form: str, taught: dict[str, tuple[Live, bytes]], tmp_path: Path
 ) -> None:
     """Its answer and its picture are those of the live model, in every form of the file."""
     run = runs(family, rank=4, alpha=32.0, learning_rate=1e-2)
     if family not in taught:
-        taught[family] = trained(run)
+        live, file = trained(run)
+        taught[family] = live, file.read_bytes()
     live, written = taught[family]
     kind = FAMILIES[family].lora.naming.kind
     levels = FINER.get(family, LEVELS[kind])
