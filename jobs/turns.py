@@ -1,8 +1,8 @@
 """Owners take turns on a worker that calls addresses of owners."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime, timedelta
 
 from core.clock import utcnow
 from jobs.services import Services
@@ -19,9 +19,15 @@ class RetryLater(Exception):
 
 
 @contextmanager
-def owner_slot(services: Services, owner_id: str) -> Iterator[None]:
-    """Hold a slot of this worker for the owner. Raises RetryLater if the owner has its share of them."""
+def owner_slot(
+    services: Services, owner_id: str, postpone: Callable[[datetime], None] = lambda _: None
+) -> Iterator[None]:
+    """Hold a slot of this worker for the owner. Raises RetryLater if the owner has its share of them.
+
+    `postpone` is told when the work comes back, so that nobody takes it for lost until then.
+    """
     if wait_s := services.slots.take(owner_id):
+        postpone(utcnow() + timedelta(seconds=wait_s))
         raise RetryLater("this owner's other work takes its share of the worker", wait_s)
     try:
         yield
@@ -29,15 +35,12 @@ def owner_slot(services: Services, owner_id: str) -> Iterator[None]:
         services.slots.give_back(owner_id)
 
 
-@contextmanager
-def sending_slot(services: Services, message: Message) -> Iterator[None]:
+def sending_slot(services: Services, message: Message) -> AbstractContextManager[None]:
     """An `owner_slot` for sending a message of the outbox. While the message waits for one, no relay sends it again."""
-    try:
-        with owner_slot(services, message.owner_id or ""):
-            yield
-    except RetryLater as again:
-        comes_back = utcnow() + timedelta(seconds=again.delay_s)
+
+    def postpone(comes_back: datetime) -> None:
         if message.claimed_until is None or message.claimed_until < comes_back + outbox.CLAIM / 2:
             with services.database.writing() as session:
                 outbox.keep_claimed(session, message.id, comes_back + outbox.CLAIM)
-        raise
+
+    return owner_slot(services, message.owner_id or "", postpone)

@@ -6,7 +6,8 @@ A worker and not the HTTP API fetches them, because a host may take as long as i
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Literal
 
 import sqlalchemy as sa
@@ -23,7 +24,7 @@ from jobs.lifecycle.periodic import each
 from jobs.services import Services
 from jobs.subjects import subject_pictures
 from jobs.subjects.subject_pictures import SubjectPicture
-from jobs.turns import RetryLater, owner_slot
+from jobs.turns import owner_slot
 from notifications import outbox
 from storage.tables.fetches import FetchResult, StoredImageFetch
 
@@ -114,14 +115,10 @@ def fetch_images(services: Services, fetch_id: str) -> None:
         fetch = session.get(StoredImageFetch, fetch_id)
     if fetch is None or fetch.finished_at is not None:
         return
-    try:
-        with owner_slot(services, fetch.owner_id):
-            limit_s = services.settings.fetch_images_s
-            if (claimed := _claim(services, fetch_id, timedelta(seconds=limit_s) + _SPARE)) is not None:
-                _fetch_all(services, claimed, time.monotonic() + limit_s)
-    except RetryLater as again:
-        _wait(services, fetch, timedelta(seconds=again.delay_s))
-        raise
+    with owner_slot(services, fetch.owner_id, partial(_postpone, services, fetch)):
+        limit_s = services.settings.fetch_images_s
+        if (claimed := _claim(services, fetch_id, timedelta(seconds=limit_s) + _SPARE)) is not None:
+            _fetch_all(services, claimed, time.monotonic() + limit_s)
 
 
 def repair(services: Services) -> int:
@@ -166,9 +163,9 @@ def _claim(services: Services, fetch_id: str, lease: timedelta) -> StoredImageFe
     return fetch
 
 
-def _wait(services: Services, fetch: StoredImageFetch, delay: timedelta) -> None:
-    """Keep the sweep from launching a fetch once more that comes back to a worker after the delay."""
-    comes_back, spare = utcnow() + delay, timedelta(seconds=services.settings.relaunch_after_s)
+def _postpone(services: Services, fetch: StoredImageFetch, comes_back: datetime) -> None:
+    """Keep the sweep from launching a fetch once more that comes back to a worker."""
+    spare = timedelta(seconds=services.settings.relaunch_after_s)
     if fetch.next_look_at < comes_back + spare / 2:
         unclaimed = col(StoredImageFetch.id) == fetch.id, col(StoredImageFetch.leased).is_(False)
         with services.database.writing() as session:
