@@ -91,6 +91,15 @@ def test_out_of_memory_goes_on_with_less(runs: Runs, monkeypatch: pytest.MonkeyP
     assert seen == [(4, False)] * 3 + [(2, False), (1, False)] + [(1, True)] * 4
     assert result.final_loss == pytest.approx(whole.final_loss, rel=1e-4)
 
+    def watched(self: Cohort) -> None:
+        slots.append(len(self.jobs))
+        step(self)
+
+    slots: list[int] = []
+    monkeypatch.setattr(Cohort, "step", watched)
+    train(runs(name="next", slots=4))
+    assert slots == [4] * 6, "what one training had to do without, the next one has again"
+
 
 def test_a_file_that_cannot_be_written(runs: Runs, tmp_path: Path) -> None:
     (tmp_path / "lora.safetensors").mkdir()

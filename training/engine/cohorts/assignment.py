@@ -38,7 +38,7 @@ class Cohorts:
         self._loading = threading.Lock()
         self._layers: LoRALayers | None = None
         self._by_shape: dict[Shape, Cohort] = {}
-        self._limits: dict[Shape, int] = {}  # slots that fit, by shape, where memory ran out with more
+        self._limits: dict[Shape, int] = {}  # slots that fit, by shape of a cohort whose memory ran out with more
 
     @property
     def layers(self) -> LoRALayers:
@@ -123,12 +123,14 @@ class Cohorts:
                 cohort.unseat(job)
 
     def remove(self, cohort: Cohort) -> None:
-        """Forget a cohort. Does not use the device."""
+        """Forget a cohort. The next one of its shape may have enough memory for all slots. Does not use the device."""
         self._by_shape.pop(cohort.shape, None)
+        self._limits.pop(cohort.shape, None)
 
     def clear(self) -> None:
         """Forget all cohorts. Does not use the device."""
         self._by_shape.clear()
+        self._limits.clear()
 
     # ---- a step ----
 
