@@ -14,12 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import redis
 
 from core.errors import IllegalMove
 from jobs import service
 from tests.docs.pages import PAGES, ROOT, RUN, Block, blocks, name_of
 from tests.servers.shell import run_script
-from tests.site import MASCOT, Site, site
+from tests.site import MASCOT, Site, site, until
 
 README = ROOT / "README.md"
 SMALL = "--resolution 64 --max-steps 2 "
@@ -90,9 +91,23 @@ def script(page: Path, folder: Path) -> str:
 
 def leave_nothing_running(site: Site) -> None:
     """A training at full size that a page has started would keep the next page waiting."""
+    wait_until_requests_are_carried_out(site)
     for view in service.jobs(site.services, active=True, limit=100):
         with suppress(IllegalMove):  # it ended meanwhile
             service.cancel(site.services, view.job_id)
+
+
+def wait_until_requests_are_carried_out(site: Site) -> None:
+    """A page may end with a request that nothing on it waits for: the training would begin after all were cancelled."""
+    # The worker receives messages in their order: once this one is answered, those before it are held or carried out.
+    site.application.send_task("imprint.job", kwargs={"job_id": "none"}, queue="io").get(timeout=60, propagate=False)
+    assert site.redis is not None
+    with redis.Redis.from_url(site.redis.url) as client:
+        until(lambda: not any(map(is_request, client.hvals("unacked"))), 60, "no request left")
+
+
+def is_request(message: bytes) -> bool:
+    return b'"imprint.lora"' in message or b'"imprint.train_lora"' in message
 
 
 def test_every_page_with_commands_is_among_them() -> None:
