@@ -68,7 +68,9 @@ def _container_limit() -> float:
 
 
 def pytest_report_header() -> str:
-    return "all cases of every matrix" if FULL else f"sampled cases: IMPRINT_TEST_SEED={SEED} repeats them"
+    if FULL:
+        return "all cases of every matrix"
+    return f"sampled cases: IMPRINT_TEST_SEED={SEED} repeats them, and {SEED + 1} has others"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,13 +1,17 @@
 """Which cases of the large matrices run: a sample in `make test`, all of them in `make test-full`.
 
-IMPRINT_TEST_SEED repeats a sample; pytest prints it in its header. IMPRINT_TEST_FULL=1 runs everything.
+The sample follows from IMPRINT_TEST_SEED, which pytest prints in its header; without it, from the number of commits. So
+a commit has one sample, on whichever machine, and the samples of the commits after it have what it leaves out.
+IMPRINT_TEST_FULL=1 runs everything.
 """
 
 import math
 import os
 import random
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -18,26 +22,41 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 FULL = os.environ.get("IMPRINT_TEST_FULL", "") not in ("", "0")
+_ROOT = Path(__file__).parents[1]
+_PARTS = 4  # the share of costly cases that run is one in so many
+
+
+def _commits() -> int:
+    """The number of commits; of a copy without git, a number by chance."""
+    asked = ["git", "-C", str(_ROOT), "rev-list", "--count", "HEAD"]
+    try:
+        return int(subprocess.run(asked, capture_output=True, check=True, text=True).stdout)
+    except (OSError, subprocess.CalledProcessError):
+        return random.SystemRandom().randrange(1_000_000)
+
+
 # Set for the processes of pytest-xdist too: all of them must collect the same tests.
-SEED = int(os.environ.setdefault("IMPRINT_TEST_SEED", str(random.SystemRandom().randrange(1_000_000))))
+SEED = int(os.environ.get("IMPRINT_TEST_SEED") or os.environ.setdefault("IMPRINT_TEST_SEED", str(_commits())))
 
 
 def sample(cases: Iterable[T], count: int, name: str) -> list[T]:
-    """`count` of the cases in their order, by the seed and by the `name` of the matrix; all of them in a full run."""
+    """`count` of the cases in their order, by the seed and by the `name` of the matrix; all of them in a full run.
+
+    As many consecutive seeds as it takes have every case: their cases are dealt from one shuffled pack, then from the
+    next, so that two matrices of one test do not keep step.
+    """
     given = list(cases)
     if FULL or count >= len(given):
         return given
-    chosen = sorted(random.Random(f"{SEED} {name}").sample(range(len(given)), count))
-    return [given[index] for index in chosen]
+    pack, turn = divmod(SEED, math.ceil(len(given) / count))
+    shuffled = random.Random(f"{pack} {name}").sample(range(len(given)), len(given))
+    return [given[index] for index in sorted((shuffled * 2)[turn * count : (turn + 1) * count])]
 
 
 def paired(rows: Iterable[T], columns: Iterable[U], name: str) -> list[tuple[T, U]]:
     """Every row with one of the columns, by the seed and by the `name` of the matrix; with each in a full run."""
-    given, choices = list(rows), list(columns)
-    if FULL:
-        return [(row, column) for row in given for column in choices]
-    chance = random.Random(f"{SEED} {name}")
-    return [(row, chance.choice(choices)) for row in given]
+    choices = list(columns)
+    return [(row, column) for n, row in enumerate(rows) for column in sample(choices, 1, f"{name} {n}")]
 
 
 def left_out(items: Sequence[pytest.Item]) -> set[str]:
@@ -56,26 +75,25 @@ def _other_databases(items: Sequence[pytest.Item]) -> set[str]:
         kind = item.callspec.params.get("address") if hasattr(item, "callspec") else None
         if kind is not None and item.get_closest_marker("both_databases") is None:
             twins[item.nodeid.replace(str(kind), "")].append(item.nodeid)
-    chosen = {random.Random(f"{SEED} {name}").choice(each) for name, each in twins.items()}
-    return {one for each in twins.values() for one in each} - chosen
+    return {one for name, each in twins.items() for one in set(each) - set(sample(each, 1, name))}
 
 
 def _undrawn(items: Sequence[pytest.Item]) -> set[str]:
-    """Two thirds of the tests that are marked `drawn`: each costs ten seconds and more of several processes."""
+    """Most of the tests that are marked `drawn`: each costs ten seconds and more of several processes."""
     marked = [item.nodeid for item in items if item.get_closest_marker("drawn")]
-    return set(marked) - set(sample(marked, _third(len(marked)), "drawn"))
+    return set(marked) - set(sample(marked, math.ceil(len(marked) / _PARTS), "drawn"))
 
 
 def _other_cases(items: Sequence[pytest.Item]) -> set[str]:
-    """Two thirds of the cases of each test function whose case costs more than a second; one at least stays."""
+    """Most cases of each test function whose case costs more than a second; one at least stays."""
     costly = recorded()
     cases: defaultdict[str, list[str]] = defaultdict(list)
     for item in items:
         name = function_of(item.nodeid)
         if name in costly and not any(map(item.get_closest_marker, ("drawn", "both_databases", "every_case"))):
             cases[name].append(item.nodeid)
-    return {one for name, each in cases.items() for one in set(each) - set(sample(each, _third(len(each)), name))}
-
-
-def _third(count: int) -> int:
-    return math.ceil(count / 3)
+    return {
+        one
+        for name, each in cases.items()
+        for one in set(each) - set(sample(each, math.ceil(len(each) / _PARTS), name))
+    }

@@ -39,7 +39,7 @@ def items(ids: list[str], *markers: str) -> list[Any]:
     return [SimpleNamespace(nodeid=one, get_closest_marker=lambda name: name in markers or None) for one in ids]
 
 
-def test_a_third_of_the_cases_of_a_costly_function_run_and_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quarter_of_the_cases_of_a_costly_function_run_and_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "FULL", False)
     monkeypatch.setattr(
         samples,
@@ -48,18 +48,32 @@ def test_a_third_of_the_cases_of_a_costly_function_run_and_at_least_one(monkeypa
     )
     dear, cheap = [f"a.py::test_dear[{case}]" for case in range(7)], [f"a.py::test_cheap[{case}]" for case in range(7)]
     kinds = ["a.py::test_kinds[sqlite]", "a.py::test_kinds[postgresql]"]
-    found: Counter[str] = Counter()
-    for seed in range(200):
+    left_out: Counter[str] = Counter()
+    for seed in range(400, 404):
         monkeypatch.setattr(samples, "SEED", seed)
         every = items([f"a.py::test_whole[{case}]" for case in range(7)], "every_case")
         others = samples.left_out([*items([*dear, *cheap, "a.py::test_one"]), *items(kinds, "both_databases"), *every])
-        assert len(others) == 4
-        found.update(others)
-    assert set(found) == set(dear)  # each case is left out by some seed, and none by all
-    assert max(found.values()) < 200
+        assert len(others) == 5
+        left_out.update(others)
+    assert set(left_out) == set(dear)
+    assert max(left_out.values()) < 4, "each case runs in one of four consecutive commits"
 
 
-def test_a_third_of_the_drawn_tests_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quarter_of_the_drawn_tests_run_and_each_within_four_commits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "FULL", False)
     given = items([f"a.py::test_{number}" for number in range(9)], "drawn")
-    assert len(samples.left_out(given)) == 6
+    names, run = {item.nodeid for item in given}, set[str]()
+    for seed in range(8, 12):
+        monkeypatch.setattr(samples, "SEED", seed)
+        run |= names - samples.left_out(given)
+        assert len(samples.left_out(given)) == 6
+    assert run == names
+
+
+def test_two_matrices_of_one_test_meet_in_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "FULL", False)
+    met = set()
+    for seed in range(200):
+        monkeypatch.setattr(samples, "SEED", seed)
+        met.add((*samples.sample(range(4), 1, "one"), *samples.sample("ab", 1, "other")))
+    assert len(met) == 8
