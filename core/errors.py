@@ -92,6 +92,7 @@ class ImprintError(Exception):
 
     code: ClassVar[FailureCode] = FailureCode.INTERNAL
     retryable: ClassVar[bool] = False
+    retry_after_s = 0.0  # for so long another attempt will not help, as far as is known
 
     def __init__(self, message: str, details: dict[str, Any] | None = None) -> None:
         super().__init__(message, details)

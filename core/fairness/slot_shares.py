@@ -21,7 +21,8 @@ class SlotShares:
         self.total = total
         self._clock = clock
         self._taken: Counter[str] = Counter()
-        self._moved_at: dict[str, float] = {}  # when an owner that has slots gave one back, or took its first one
+        # When an owner that has slots gave one back, or took its first one; and the mean time between such moments.
+        self._moved: dict[str, tuple[float, float]] = {}
         self._comes_back: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -41,7 +42,7 @@ class SlotShares:
             now = self._clock()
             if self.total is None or self._taken[owner_id] < _SHARE * max(self.total - self._taken.total(), 0):
                 self._taken[owner_id] += 1
-                self._moved_at.setdefault(owner_id, now)
+                self._moved.setdefault(owner_id, (now, 0.0))
                 return 0.0
             self._taken += Counter()  # drop the owner that has no slot
             at = max(self._comes_back.pop(owner_id, now), now) + self._gap_s(owner_id, now)
@@ -56,12 +57,12 @@ class SlotShares:
             self._taken[owner_id] -= 1
             self._taken += Counter()
             if owner_id in self._taken:
-                self._moved_at[owner_id] = self._clock()
+                now, (moved_at, mean_s) = self._clock(), self._moved[owner_id]
+                self._moved[owner_id] = now, (mean_s + now - moved_at) / 2
             else:
-                self._moved_at.pop(owner_id, None)
+                self._moved.pop(owner_id, None)
 
     def _gap_s(self, owner_id: str, now: float) -> float:
-        """How long one of the owner's slots takes to become free, as far as the past says."""
-        slots = self._taken[owner_id]
-        gap_s = (now - self._moved_at.get(owner_id, now)) / slots if slots else 0.0
-        return min(max(gap_s, _SHORTEST_GAP_S), _LONGEST_GAP_S)
+        """How long it takes until the next of the owner's slots becomes free, as far as the past says."""
+        moved_at, mean_s = self._moved.get(owner_id, (now, 0.0))
+        return min(max(mean_s, now - moved_at, _SHORTEST_GAP_S), _LONGEST_GAP_S)

@@ -41,7 +41,8 @@ class DownloadBudget:
     def spending(self, requester: Requester, host: str) -> Iterator[float]:
         """Count the time of the block; yields the seconds that it may take.
 
-        Raises AnswerRefused if the request has used up its time, Unreachable if the host has used up the owner's.
+        Raises AnswerRefused if the request has used up its time, Unreachable with its `retry_after_s` if the host has
+        used up the owner's.
         """
         of_host = f"{requester.owner_id} {host}"
         left_s = self._requests.left_s(requester.request_id)
@@ -51,9 +52,11 @@ class DownloadBudget:
                 "download (IMPRINT_FETCH_REQUEST_S)"
             )
         if self._hosts.left_s(of_host) <= 0:
-            raise Unreachable(
+            away = Unreachable(
                 f"{host} was not called: it was too slow for {self._hosts.limit_s:g} s in all (IMPRINT_FETCH_HOST_S)"
             )
+            away.retry_after_s = self._hosts.ends_in_s(of_host)
+            raise away
         begun = self._clock()
         try:
             yield left_s
@@ -77,6 +80,11 @@ class _Spent:
         with self._lock:
             spent_s, until = self._spent.get(key, (0.0, 0.0))
             return self.limit_s - (spent_s if self._clock() < until else 0.0)
+
+    def ends_in_s(self, key: str) -> float:
+        """Seconds until the key's window ends; 0.0 without one."""
+        with self._lock:
+            return max(self._spent.get(key, (0.0, 0.0))[1] - self._clock(), 0.0)
 
     def spend(self, key: str, seconds: float) -> None:
         now = self._clock()

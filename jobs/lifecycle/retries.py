@@ -35,8 +35,9 @@ def postpone(session: Session, lease: Lease, error: ImprintError, settings: Sett
 def postpone_picture(session: Session, lease: Lease, error: ImprintError, settings: Settings) -> float | None:
     """Release the lease of a picture that cannot be fetched now; returns the delay of the next attempt in seconds.
 
-    None, and nothing is written, if `fetch_patience_s` is over. The delays double until a minute. The attempt does not
-    count: attempts count the workers that died with the picture.
+    None, and nothing is written, if `fetch_patience_s` is over. The delays double until a minute, or are as long as the
+    error says that no attempt will help. The attempt does not count: attempts count the workers that died with the
+    picture.
     """
     now = utcnow()
     picture = session.get_one(JobPicture, (lease.job_id, lease.position), populate_existing=True)
@@ -45,7 +46,7 @@ def postpone_picture(session: Session, lease: Lease, error: ImprintError, settin
     since = picture.unreachable_since or now
     waited_s = (now - since).total_seconds()
     delay_s = min(max(waited_s, settings.retry_base_s), LONGEST_FETCH_DELAY_S) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
-    delay_s = min(delay_s, settings.fetch_patience_s - waited_s)
+    delay_s = min(max(delay_s, error.retry_after_s), settings.fetch_patience_s - waited_s)
     # The job first, then its picture: `repair_job` locks them in this order too.
     check_at = now + timedelta(seconds=delay_s + settings.relaunch_after_s)
     session.connection().execute(

@@ -112,6 +112,18 @@ def test_the_delays_double_until_a_minute(services: Services, server: PictureSer
     assert postponed(services, job_id) <= 5, "the last attempt is at the end of the patience"
 
 
+def test_a_host_that_is_not_called_for_a_while_is_not_tried_before(server: PictureServer, settings: Settings) -> None:
+    """Each picture of such a host used to be tried again and again, at the cost of everybody's worker."""
+    slow = settings.model_copy(update={"fetch_allow_hosts": [server.address], "fetch_host_s": 1e-9})
+    services = make_services(slow)
+    accounts.grant(services, "ada", GRANTED, key="welcome")
+    job_id = submitted(services, server)
+    assert postponed(services, job_id, 2) < 60, "called, in vain"
+    assert 500 < postponed(services, job_id, 5) <= 600
+    assert row(services, job_id).next_look_at > utcnow() + timedelta(seconds=600)
+    services.database.close()
+
+
 def test_a_server_that_stays_away_fails_the_job_with_all_credits_back(
     services: Services, server: PictureServer
 ) -> None:

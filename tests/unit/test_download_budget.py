@@ -45,8 +45,9 @@ def test_a_host_that_failed_for_long_is_not_called_for_this_owner() -> None:
     for _ in repeat(None, 3):
         with pytest.raises(Unreachable, match="in time"):
             spend(budget, clock, 10, error=Unreachable("slow.example did not answer in time"))
-    with pytest.raises(Unreachable, match="IMPRINT_FETCH_HOST_S"):
+    with pytest.raises(Unreachable, match="IMPRINT_FETCH_HOST_S") as caught:
         spend(budget, clock, 0)
+    assert caught.value.retry_after_s == 580, "ten minutes after the first failure ended"
     spend(budget, clock, 1, Requester("bob", "job_2"))
     clock.now += 600
     spend(budget, clock, 1)
