@@ -1,6 +1,7 @@
 """What all steps share: find what is left to do, claim the stage, keep the lease, turn an error into a transition."""
 
 import logging
+import math
 import os
 import shutil
 import socket
@@ -30,7 +31,8 @@ from storage.tables.pictures import StoredPicture
 
 log = logging.getLogger(__name__)
 
-_MOST_TOGETHER = {False: 5, True: 2}  # pictures in one message: stored ones, and those that are fetched
+_STORED_TOGETHER = 5  # stored pictures in one message
+_FETCHING = 12  # the most messages of a job that have addresses: more than an owner's downloads that run at once
 _BYTES_TOGETHER = 2 * 2**20
 
 
@@ -79,13 +81,16 @@ def picture_groups(pictures: Iterable[tuple[int, bool, int]]) -> list[list[int]]
     """The positions of pictures by message, for (position, whether it is fetched from an address, size in bytes).
 
     A message costs as much CPU time as a small picture. But pictures of one message are prepared one after the other,
-    so a message has few addresses, whose hosts may be slow, and few bytes.
+    so a message has few bytes, and of a few addresses, whose hosts may be slow, it has two at most.
     """
+    given = list(pictures)
+    fetched_together = max(2, math.ceil(sum(is_fetched for _, is_fetched, _ in given) / _FETCHING))
     groups: list[list[int]] = []
     open_groups: dict[bool, tuple[list[int], int]] = {}
-    for position, is_fetched, size in pictures:
+    for position, is_fetched, size in given:
         group, held = open_groups.get(is_fetched, ([], 0))
-        if not group or len(group) >= _MOST_TOGETHER[is_fetched] or held + size > _BYTES_TOGETHER:
+        most = fetched_together if is_fetched else _STORED_TOGETHER
+        if not group or len(group) >= most or held + size > _BYTES_TOGETHER:
             group, held = [], 0
             groups.append(group)
         group.append(position)

@@ -27,6 +27,8 @@ def test_stored_pictures_go_by_five_and_addresses_by_two() -> None:
     assert picture_groups(small) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
     fetched = [(position, True, 0) for position in range(5)]
     assert picture_groups(fetched) == [[0, 1], [2, 3], [4]]
+    many = picture_groups([(position, True, 0) for position in range(100)])
+    assert (len(many), sorted(map(len, many))[-1]) == (12, 9), "more would keep a worker busy with messages"
     mixed = [(position, position % 2 == 0, 0) for position in range(6)]
     assert picture_groups(mixed) == [[0, 2], [1, 3, 5], [4]]
     assert picture_groups([]) == []
