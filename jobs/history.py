@@ -1,6 +1,8 @@
 """The events of jobs: those after a given event number, for one job or for many, and as text."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
 import sqlalchemy as sa
 from sqlmodel import col, func, select
@@ -47,9 +49,20 @@ def position(services: Services, job_id: str, owner_id: str | None = None) -> tu
     return active, newest if active else newest_event(services, job_id, owner_id)
 
 
-def describe(events: Sequence[JobEvent]) -> list[str]:
+@dataclass(frozen=True)
+class EventLine:
+    """An event for people: its time in UTC, and what happened."""
+
+    at: datetime
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.at:%Y-%m-%d %H:%M:%S} {self.text}"
+
+
+def describe(events: Sequence[JobEvent]) -> list[EventLine]:
     """The events as text, one line each."""
-    return [f"{event.at:%Y-%m-%d %H:%M:%S} {_describe_event(event.kind, event.data)}" for event in events]
+    return [EventLine(event.at, _describe_event(event.kind, event.data)) for event in events]
 
 
 def _describe_event(kind: str, data: Mapping[str, object]) -> str:

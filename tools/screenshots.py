@@ -221,6 +221,7 @@ def pages(world: World) -> dict[str, dict[str, str]]:
             "training-ready": ready,
             "training-failed": f"/trainings/{world.failed}",
             "recipe": f"{subject}/recipe",
+            "preset": f"{subject}/recipe/preset?kind=style",
             "compare": f"{ready}/compare?with={world.earlier}",
             "samples": f"{ready}/samples?prompt=0&step=1000&beside=0",
             "account": "/account",
@@ -230,6 +231,7 @@ def pages(world: World) -> dict[str, dict[str, str]]:
         world.operator_token: {
             "operators": "/operators",
             "operators-search": f"/operators/search?q={SUBJECT}",
+            "operators-audit": "/operators/audit",
             "operators-job": f"/operators/jobs/{world.failed}",
             "operators-owner": f"/operators/owners/{OWNER}",
         },

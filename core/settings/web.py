@@ -51,6 +51,13 @@ class WebSettings(BaseModel):
         description="Address of a page on which owners buy credits, for a link on their accounts. `{owner}` in it is "
         "replaced by the owner's name.",
     )
+    web_docs_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s]*\{page\}[^\s]*$",
+        description="Address of the documentation's pages, for links from the options of a recipe. `{page}` in it is "
+        "replaced by the page's name: `https://docs.example/{page}.html` for the site that `make docs` builds. "
+        "Unset: no links.",
+    )
 
     upload_timeout_s: float = Field(600.0, gt=0, description="Time limit of sending the body of a request.")
     upload_min_bytes_per_s: int = Field(

@@ -108,9 +108,13 @@ def find_open(
         return None if found is None else view_of(found)
 
 
-def list_open(services: Services, owner_id: str | None = None, limit: int = 100) -> list[DeletionView]:
+def list_open(
+    services: Services, owner_id: str | None = None, limit: int = 100, kind: DeletionKind | None = None
+) -> list[DeletionView]:
     """The deletions that are not done, newest first."""
     query = select(Deletion).where(Deletion.state != DeletionState.DONE)
+    if kind is not None:
+        query = query.where(Deletion.kind == kind)
     if owner_id is not None:
         query = query.where(Deletion.owner_id == owner_id)
     with services.database.reading() as session:

@@ -1,12 +1,11 @@
 """Owners' credits: grant, refund, balance, holds, entries."""
 
-import csv
-import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sqlmodel import col, select
 
+from core.csv_lines import csv_line
 from core.errors import NotFound, SpecInvalid
 from core.ids import new_id
 from credits import ledger
@@ -19,7 +18,6 @@ from storage.tables.drawings import DrawingRow
 from storage.tables.jobs import Job
 
 _CSV_PAGE = 500
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute a cell that begins so
 
 
 class HoldView(View):
@@ -120,23 +118,16 @@ def subjects_of(services: Services, owner_id: str, ids: Iterable[str]) -> dict[s
 
 def csv_lines(services: Services, owner_id: str) -> Iterator[str]:
     """All entries of an owner's account as lines of a CSV file, newest first."""
-    yield _csv("no", "at", "kind", "change", "available", "amount", "training", "subject")
+    yield csv_line("no", "at", "kind", "change", "available", "amount", "training", "subject")
     before: int | None = None
     while entries := statement(services, owner_id, _CSV_PAGE, before):
         subjects = subjects_of(services, owner_id, filter(None, (entry.training_id for entry in entries)))
         for entry in entries:
-            subject = subjects.get(entry.training_id or "", "")
-            yield _csv(
+            yield csv_line(
                 entry.seq, entry.created_at.isoformat(), entry.kind, entry.change, entry.available, entry.amount,
-                entry.training_id or "", f"'{subject}" if subject.startswith(_FORMULA) else subject,
+                entry.training_id or "", subjects.get(entry.training_id or "", ""),
             )  # fmt: skip
         before = entries[-1].seq
-
-
-def _csv(*cells: object) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\r\n").writerow(cells)
-    return out.getvalue()
 
 
 @dataclass(frozen=True)

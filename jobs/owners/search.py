@@ -79,7 +79,7 @@ class JobHistory:
     """All that is known of one job."""
 
     job: JobView
-    lines: list[str]
+    lines: list[history.EventLine]
     log: list[AuditView]
     runs: list[RemoteRunView]
     letters: list[DeadLetter]

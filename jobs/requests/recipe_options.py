@@ -85,6 +85,18 @@ def by_path(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return plain | {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
 
 
+def nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The reverse of `by_path`. A path that is no option stays as it is."""
+    recipe: dict[str, Any] = {}
+    for name, value in options.items():
+        group, dot, option = name.partition(".")
+        if dot and group in GROUPS:
+            recipe.setdefault(group, {})[option] = value
+        else:
+            recipe[name] = value
+    return recipe
+
+
 def help_of(name: str) -> str:
     """What an option does, in a few words."""
     group, dot, option = name.partition(".")

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from core.errors import SpecInvalid
+from jobs.requests import recipe_options
+from jobs.subjects import subject_recipe
 from training.families.registry import BASE_MODELS, FAMILIES
 from training.spec import Learns, TrainSpec
 
@@ -56,6 +59,11 @@ PRESETS = (
     ),
 )  # fmt: skip
 BY_KIND = {preset.kind: preset for preset in PRESETS}
+# What belongs to a preset: another one replaces all of it, and nothing else.
+_SET_BY_PRESETS = {
+    "learns", "validation.previews", "validation.every_epochs",
+    *(name for preset in PRESETS for name in recipe_options.by_path(preset.recipe)),
+}  # fmt: skip
 
 
 def kind_of(class_word: str | None) -> Learns:
@@ -84,3 +92,16 @@ def recipe_for(
             recipe[name] = value
     samples = {"previews": prompts_for(kind, trigger_word, class_word), "every_epochs": _EPOCHS // 4}
     return recipe | {"validation": samples}
+
+
+def added_to(recipe: Mapping[str, Any], made: Mapping[str, Any], base_model: str | None) -> dict[str, Any]:
+    """A stored recipe with that of a preset. Options that no preset sets, such as the steps, keep their values.
+
+    If both do not go together, it is the preset's recipe alone.
+    """
+    kept = {name: value for name, value in recipe_options.by_path(recipe).items() if name not in _SET_BY_PRESETS}
+    both = recipe_options.nested({**kept, **recipe_options.by_path(made)})
+    try:
+        return subject_recipe.parse(both, base_model)
+    except SpecInvalid:
+        return dict(made)

@@ -289,6 +289,10 @@ def test_by_keyboard_alone(visitor: Visitor) -> None:
     reach("#trigger_word")
     page.keyboard.type("imp")
     reach("[name=base_model]:checked")
+    page.keyboard.press("Tab")
+    expect(page.locator("#other-bases")).to_be_focused()
+    page.keyboard.press("Enter")
+    reach("[name=base_model]:checked")
     page.keyboard.press("ArrowDown")
     expect(page.locator("#price .sum")).to_contain_text("200 credits")  # sdxl
     page.keyboard.press("ArrowUp")

@@ -96,10 +96,11 @@ def recorded() -> set[str]:
             is_call = isinstance(node, ast.Call) and ast.unparse(node.func) in ("audit_log.record", "_log")
             if not is_call or len(node.args) < 2:  # type: ignore[attr-defined]
                 continue
-            action = ast.unparse(node.args[1])  # type: ignore[attr-defined]
-            if action.startswith("f"):
-                found |= {f"{action[2:].split('.')[0]}.{status}" for status in ("ready", "failed", "cancelled")}
-            found |= {word for word in action.split("'") if "." in word and " " not in word}
+            action = node.args[1]  # type: ignore[attr-defined]
+            texts = [one.value for one in ast.walk(action) if isinstance(one, ast.Constant)]
+            if isinstance(action, ast.JoinedStr):
+                texts = [f"{texts[0]}{status}" for status in ("ready", "failed", "cancelled")]
+            found |= {text for text in texts if isinstance(text, str) and "." in text}
     return found
 
 
@@ -110,6 +111,10 @@ def commands(group: click.Group, prefix: str = "") -> Iterator[str]:
             if not command.invoke_without_command:
                 continue
         yield prefix + name
+
+
+def test_all_actions_can_be_filtered_by() -> None:
+    assert recorded() == set(audit_log.ACTIONS)
 
 
 def test_every_command_is_in_the_audit_log_or_changes_nothing() -> None:

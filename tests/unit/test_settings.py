@@ -79,7 +79,7 @@ def test_whatever_could_hold_a_secret_is_kept_as_one() -> None:
     """A new setting whose name says secret, or an address that may hold a password, cannot be forgotten here."""
     # Their credentials have settings of their own.
     plain = {"store_url", "s3_endpoint_url", "ai_toolkit_url", "runpod_url", "public_url", "flower_url"}
-    plain |= {"web_top_up_url", "broker_password_file"}  # a page for owners; where the password is
+    plain |= {"web_top_up_url", "web_docs_url", "broker_password_file"}  # pages for owners; where the password is
     for name, field in Settings.model_fields.items():
         if any(word in name for word in ("secret", "auth", "password", "token", "_url", "access_key")):
             assert name in plain or SecretStr in getattr(field.annotation, "__args__", ()), name

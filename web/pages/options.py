@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from training.spec import GROUPS
 from web.pages.texts import gettext, number
 
 # Labels by the name of the option in requests, which the page shows beside them.
@@ -52,6 +53,22 @@ OPTIONS = {
     "validation.keep_best": "Deliver the best",
     "validation.previews": "Sample prompts",
 }
+
+# Where the docs tell more of an option: the page and its heading. Of a group, the heading has its name.
+DOCS = {
+    "": ("task", "arguments"),
+    "checkpoint_every": ("task", "checkpoints"),
+    "keep_checkpoints": ("task", "checkpoints"),
+    "learns": ("pictures", "captions-written-for-you"),
+    **{group: ("recipe", group) for group in GROUPS},
+}
+
+
+def docs_link(name: str, docs_url: str | None) -> str | None:
+    """Where the docs tell more of an option. `docs_url`: the setting IMPRINT_WEB_DOCS_URL; None without it."""
+    group, dot, _ = name.partition(".")
+    page, heading = DOCS.get(name) or DOCS[group if dot else ""]
+    return None if docs_url is None else f"{docs_url.replace('{page}', page)}#{heading}"
 
 
 def option(name: str) -> str:

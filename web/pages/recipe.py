@@ -15,11 +15,12 @@ from jobs.services import Services
 from jobs.subjects import presets, subject_recipe, subject_settings
 from storage.tables.pictures import Subject
 from training.families.registry import BASE_MODELS, FAMILIES
-from training.spec import GROUPS, Learns, TrainSpec
+from training.spec import Learns, TrainSpec
 from web.auth import Caller, ServicesDep
-from web.pages import options
+from web.pages import options, subject_form
 from web.pages.render import render, segment
 from web.pages.session import PageReaderDep, PageRoute, PageTrainerDep
+from web.pages.subject_form import TrainForm
 from web.pages.texts import decimal_mark, gettext, number
 from web.parameters import SubjectId
 
@@ -41,6 +42,7 @@ class OptionField:
     choices: tuple[str, ...]
     refused: str | None  # why the family does not have it
     fault: str | None
+    more: str | None  # where the docs tell more
 
     @property
     def is_changed(self) -> bool:
@@ -58,7 +60,7 @@ def _page(
     text: str | None = None,
 ) -> Response:  # fmt: skip
     base_model = kept.base_model or "sd15"
-    fields = _fields(base_model, typed, faults)
+    fields = _fields(base_model, typed, faults, services.settings.web_docs_url)
     known = {f"recipe.{field.name}" for field in fields}
     others = {name: fault for name, fault in faults.items() if name not in known}
     return render(
@@ -85,7 +87,7 @@ def _sets(kind: Learns, kept: Subject) -> dict[str, Any]:
     return {name: value for name, value in recipe.items() if name not in ("learns", _LISTED)}
 
 
-def _fields(base_model: str, typed: dict[str, str], faults: dict[str, str]) -> list[OptionField]:
+def _fields(base_model: str, typed: dict[str, str], faults: dict[str, str], docs_url: str | None) -> list[OptionField]:
     usual = recipe_options.flat(recipe_options.defaults(base_model))
     refused = FAMILIES[BASE_MODELS[base_model].family].refused
     return [
@@ -94,6 +96,7 @@ def _fields(base_model: str, typed: dict[str, str], faults: dict[str, str]) -> l
             gettext(OPEN[name]) if name in OPEN else options.value(default),
             _choices(name), refused.get(name),
             faults.get(f"recipe.{name}") or faults.get(f"recipe.{name.partition('.')[0]}"),
+            options.docs_link(name, docs_url),
         )
         for name, default in usual.items()
     ]  # fmt: skip
@@ -145,15 +148,7 @@ async def save(request: Request, services: ServicesDep, caller: PageTrainerDep, 
 
 def _parsed(typed: dict[str, str]) -> dict[str, Any]:
     """The form's fields as a recipe; what is not valid is left for its check."""
-    recipe: dict[str, Any] = {}
-    for name, text in typed.items():
-        group, dot, option = name.partition(".")
-        value = _value(name, text)
-        if dot and group in GROUPS:
-            recipe.setdefault(group, {})[option] = value
-        else:
-            recipe[name] = value
-    return recipe
+    return recipe_options.nested({name: _value(name, text) for name, text in typed.items()})
 
 
 def _value(name: str, text: str) -> Any:
@@ -171,17 +166,59 @@ def _value(name: str, text: str) -> Any:
         return text
 
 
-@router.post("/preset")
+@router.get("/preset")
 def preset(
-    services: ServicesDep,
-    caller: PageTrainerDep,
-    subject_id: SubjectId,
-    kind: Annotated[Learns, Form()],
+    request: Request, services: ServicesDep, caller: PageReaderDep, subject_id: SubjectId, kind: Learns | None = None
 ) -> Response:
+    """What a preset would change, and the price before and after: nothing is stored yet."""
     kept = subject_settings.get(services, caller.owner_id, subject_id)
+    if kind is None:
+        return _to_recipe(subject_id)
+    return _preset_page(request, services, caller, kept, kind, _with_preset(kept, kind), is_used=False)
+
+
+@router.post("/preset")
+def use_preset(
+    request: Request, services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId,
+    kind: Annotated[Learns, Form()],
+) -> Response:  # fmt: skip
+    """Store the recipe with the preset. The answer can undo it."""
+    kept = subject_settings.get(services, caller.owner_id, subject_id)
+    recipe = _with_preset(kept, kind)
+    subject_settings.change(services, caller.owner_id, subject_id, {"recipe": recipe})
+    return _preset_page(request, services, caller, kept, kind, recipe, is_used=True)
+
+
+def _with_preset(kept: Subject, kind: Learns) -> dict[str, Any]:
     made = presets.recipe_for(kind, kept.base_model, kept.trigger_word, kept.class_word)
-    subject_settings.change(services, caller.owner_id, subject_id, {"recipe": made})
-    return _to_recipe(subject_id, "recipe")
+    return presets.added_to(kept.recipe or {}, made, kept.base_model)
+
+
+def _preset_page(
+    request: Request, services: Services, caller: Caller, kept: Subject, kind: Learns, recipe: dict[str, Any], *,
+    is_used: bool,
+) -> Response:  # fmt: skip
+    """`kept`: the subject as it was before."""
+    before, after = (TrainForm.of_subject(kept).with_recipe(one) for one in (kept.recipe or {}, recipe))
+    return render(
+        request,
+        "preset.html",
+        subject_id=kept.id,
+        preset=presets.BY_KIND[kind],
+        changes=recipe_options.changes(before.spec(), after.spec()),
+        before=_credits(services, kept, before),
+        after=_credits(services, kept, after),
+        is_used=is_used,
+        old=_typed(kept.recipe or {}),
+        may_train="train" in caller.token.scopes,
+    )
+
+
+def _credits(services: Services, kept: Subject, form: TrainForm) -> int | None:
+    """What a training of the subject's pictures costs; None: it cannot be priced."""
+    good = subject_form.good_ids(services, subject_form.list_pictures(services, kept, form))
+    quote, _ = subject_form.quoted(services, kept.owner_id, form, good)
+    return quote.credits if quote else None
 
 
 @router.post("/import")
@@ -219,5 +256,5 @@ def download(services: ServicesDep, caller: PageReaderDep, subject_id: SubjectId
     return Response(text, media_type="application/json", headers=headers)
 
 
-def _to_recipe(subject_id: str, notice: str) -> Response:
-    return RedirectResponse(f"/subjects/{segment(subject_id)}/recipe?notice={notice}", 303)
+def _to_recipe(subject_id: str, notice: str = "") -> Response:
+    return RedirectResponse(f"/subjects/{segment(subject_id)}/recipe{f'?notice={notice}' if notice else ''}", 303)

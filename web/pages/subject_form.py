@@ -89,6 +89,14 @@ class TrainForm:
         words = {"trigger_word": self.trigger_word, "class_word": self.class_word, "base_model": self.base_model}
         return {**{name: value.strip() or None for name, value in words.items()}, "recipe": self.recipe() or None}
 
+    def with_recipe(self, recipe: Mapping[str, Any]) -> "TrainForm":
+        """The form with another recipe."""
+        return replace(self, **{**dict.fromkeys(_FIELDS, ""), **_split(recipe)})
+
+    def spec(self) -> TrainSpec:
+        """The form as a recipe, with a word in place of the trigger word. Raises SpecInvalid as `recipe` does."""
+        return TrainSpec.model_validate({"trigger_word": _PLACEHOLDER, "seed": 0, **self.arguments()})
+
     @property
     def needed(self) -> int:
         """How many good pictures the training needs."""
@@ -152,6 +160,7 @@ class BaseChoice:
     resolution: int
     quote: Quote | None
     where: str  # the workers' word on it: `here`, `download`, `nowhere`, or `unknown`
+    is_near: bool  # it is chosen, or a worker has it: the others are folded away
 
 
 def bases(services: Services, owner_id: str, form: TrainForm, good: list[str]) -> list[BaseChoice]:
@@ -166,7 +175,9 @@ def bases(services: Services, owner_id: str, form: TrainForm, good: list[str]) -
             continue
         of_base = replace(form, base_model=name)
         quote, _ = quoted(services, owner_id, of_base, good)
-        made.append(BaseChoice(name, base.title, base.about, frame_of(of_base).resolution, quote, live.where(name)))
+        where = live.where(name)
+        is_near = where == "here" or name == form.base_model
+        made.append(BaseChoice(name, base.title, base.about, frame_of(of_base).resolution, quote, where, is_near))
     return sorted(made, key=lambda one: one.where == "nowhere")
 
 

@@ -46,7 +46,18 @@ def index(
     found, total = overview.list_subjects(
         services, caller.owner_id, offset=(page - 1) * _MAX_SUBJECTS, limit=_MAX_SUBJECTS
     )
-    return render(request, "subjects.html", subjects=found, total=total, page=page, per_page=_MAX_SUBJECTS)
+    return render(
+        request,
+        "subjects.html",
+        subjects=found,
+        total=total,
+        page=page,
+        per_page=_MAX_SUBJECTS,
+        deletions={
+            one.subject_id: one for one in requests.list_open(services, caller.owner_id, kind=DeletionKind.SUBJECT)
+        },
+        may_train="train" in caller.token.scopes,
+    )
 
 
 @router.get("/subjects")

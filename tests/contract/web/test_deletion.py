@@ -85,6 +85,8 @@ def test_what_is_deleted_on_the_page_can_be_undone_by_default(api: Api) -> None:
     for address, back in ((f"/trainings/{job_id}", f"/trainings/{job_id}"), ("/subjects/rex", "/subjects/rex")):
         assert page.post(f"{address}/delete").headers["location"] == f"{back}?notice=deleting"
         [waiting] = requests.list_open(api.services, "ada")
+        marked = re.sub(r"<[^>]+>", "", page.get("/").text)
+        assert ("deleted at" in marked, "Undo the deletion of rex" in marked) == (("subjects" in address),) * 2
         assert (waiting.status, 500 < (waiting.due_at - waiting.created_at).total_seconds() < 700) == ("waiting", True)
         assert page.post(f"/deletions/{waiting.id}/undo").headers["location"] == f"{back}?notice=undone"
     assert page.post("/account/delete", confirm="ada").headers["location"] == "/account?notice=deleting"

@@ -1,5 +1,8 @@
 """Operators find any job, owner and picture, see all about it, and act; every action is in the audit log."""
 
+import csv
+import html
+import io
 import re
 from datetime import timedelta
 
@@ -15,6 +18,7 @@ from notifications.tables import MESSAGE
 from tests.contract.web.conftest import Api
 from tests.contract.web.test_page_matrix import HERE
 from tests.queries import queries_of
+from web.pages.operators import audit
 from web.pages.session import COOKIE
 
 
@@ -105,6 +109,49 @@ def test_credits_are_granted_once_and_tokens_made_and_revoked(api: Api, operator
         api.call("POST", f"/operators/tokens/{token.id}/revoke", headers=operator).headers["location"].startswith(here)
     )
     assert {"credits.granted", "token.created", "token.revoked"} <= {action for _, action in actions(api)}
+
+
+def test_the_whole_audit_log_is_filtered_turned_over_and_exported(
+    api: Api, operator: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def page(query: str = "") -> list[str]:
+        text = api.call("GET", f"/operators/audit{query}", headers=operator).text
+        return re.findall(r'class="key">([^<]+)<', text)
+
+    job_id = str(api.train(api.token("ada"), api.upload(api.token("ada"), 6)).json()["id"])
+    service.cancel(api.services, job_id)
+    accounts.grant(api.services, "=cmd", 5, key="one")
+    whole = [one.action for one in audit_log.list_entries(api.services, limit=500)]
+    assert page() == whole
+    assert page(f"?training={job_id}") == ["job.cancelled", "job.accepted"]
+    assert page("?subject=rex") == ["job.cancelled", "job.accepted"]
+    assert page("?subject=none") == []
+    assert page("?owner=%3Dcmd&action=credits.granted&actor=&since=&until=") == ["credits.granted"]
+    assert page("?actor=service")
+    assert set(page("?actor=token")) == {one for who, one in actions(api) if who == "token"}
+    now = utcnow()
+    assert page(f"?since={now:%Y-%m-%d}&until={now:%Y-%m-%d}") == page(f"?until={now:%Y-%m-%d}") == whole
+    assert page(f"?since={now + timedelta(days=1):%Y-%m-%d}") == page("?until=2020-01-01") == []
+    refused = api.call("GET", "/operators/audit?since=yesterday", headers=operator)
+    assert (refused.status_code, "must be a day" in refused.text) == (422, True)
+
+    monkeypatch.setattr(audit, "_PAGE", 2)
+    seen, query = [], ""
+    while True:
+        text = api.call("GET", f"/operators/audit{query}", headers=operator).text
+        seen += re.findall(r'class="key">([^<]+)<', text)
+        found = re.search(r'id="older" href="/operators/audit([^"]+)"', text)
+        if found is None:
+            break
+        query = html.unescape(found[1])
+    assert seen == whole
+    monkeypatch.setattr(audit_log, "_CSV_PAGE", 2)
+    rows = list(csv.DictReader(io.StringIO(api.call("GET", "/operators/audit.csv", headers=operator).text)))
+    assert [one["action"] for one in rows] == whole
+    assert {one["owner"] for one in rows} >= {"ada", "'=cmd"}, "a spreadsheet computes nothing"
+    text = api.call("GET", "/operators/audit.csv?owner=%3Dcmd", headers=operator).text
+    assert text.count("credits.granted") == 1
+    assert "job." not in text
 
 
 def test_queues_are_paused_and_workers_drained(api: Api, operator: dict[str, str]) -> None:

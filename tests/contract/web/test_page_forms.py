@@ -130,6 +130,13 @@ def test_bases_that_no_worker_has_are_marked(visit: Visit) -> None:
     assert "Not on any worker here" in options["sdxl"]
     assert "Not on any worker here" not in options["sd15"]
     assert "credits</strong></span>" in options["sd15"], "without a time"
+    shown, folded = text.split('<details class="far">')
+    assert re.findall(r'name="base_model" value="([^"]+)"', shown) == ["sd15"], "what a worker has"
+    number = len(options) - 1
+    assert f"Other base models, on no worker now ({number})" in folded
+    assert folded.count('name="base_model"') == number
+    shown, _ = visit.get(f"{REX}?base_model=sdxl").text.split('<details class="far">')
+    assert re.findall(r'name="base_model" value="([^"]+)"', shown) == ["sd15", "sdxl"], "and what is chosen"
     assert text.count("A base model shows a time once") == 1
     refused = visit.post(f"{REX}/train", key="a" * 32, **{**FORM, "base_model": "sdxl"})
     assert refused.status_code == 409

@@ -18,6 +18,7 @@ from jobs import keys, service
 from jobs.deletion import requests
 from jobs.drawings import drawing_transitions, drawings
 from jobs.owners import sessions, tokens
+from jobs.subjects import captions
 from storage.tables.access import ApiToken
 from storage.tables.drawings import DrawnFile
 from storage.tables.jobs import Job, Status
@@ -73,7 +74,8 @@ ROWS = [
     Row("GET", "/subjects/{id}/recipe", "read", 200, 200),
     Row("GET", "/subjects/{id}/recipe.json", "read", 200, 200),
     Row("POST", "/subjects/{id}/recipe", "train", 303, 303, {"rank": "8"}),
-    Row("POST", "/subjects/{id}/recipe/preset", "train", 303, 303, {"kind": "style"}),
+    Row("GET", "/subjects/{id}/recipe/preset", "read", 200, 200, query="?kind=style"),
+    Row("POST", "/subjects/{id}/recipe/preset", "train", 200, 200, {"kind": "style"}),
     Row("POST", "/subjects/{id}/recipe/import", "train", 303, 303, {"text": "{}"}),
     Row("GET", "/subjects/{id}/captions", "read", 200, 200),
     Row("GET", "/subjects/{id}/images/{imageId}/large", "read", 200),
@@ -85,6 +87,8 @@ ROWS = [
     Row("POST", "/operators/pictures/{sha256}/decide", "operate", 404, form={"verdict": "accept"}),
     Row("POST", "/operators/trainings/{id}/decide", "operate", 404, form={"verdict": "accept"}),
     Row("GET", "/operators/search", "operate", 200, query="?q=ada"),
+    Row("GET", "/operators/audit", "operate", 200, query="?owner=ada"),
+    Row("GET", "/operators/audit.csv", "operate", 200, query="?owner=ada"),
     Row("GET", "/operators/jobs/{id}", "operate", 200),
     Row("GET", "/operators/owners/{owner}", "operate", 200),
     Row("POST", "/operators/jobs/{id}/cancel", "operate", 303),
@@ -189,6 +193,7 @@ def page(lone_api: Api) -> Page:
     images = lone_api.upload(ada, 7)
     job_id = lone_api.train(ada, images[:6]).json()["id"]
     service.cancel(lone_api.services, job_id)
+    captions.set_all(lone_api.services, "ada", "rex", {images[0]: "hush"})  # what can be taken back, whichever cases run before
     deletion = requests.delete_picture(lone_api.services, lone_api.upload(ada, 2, subject="old")[0])
     drawing_id = a_drawing(lone_api, a_ready_training(lone_api, ada))
     _, token = tokens.create(lone_api.services, "another", owner_id="ada")

@@ -2,20 +2,23 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from core.errors import NotFound
+from core.settings import Settings
 from jobs.requests import recipe_options
 from jobs.results import comparison
 from jobs.subjects import captions, presets, subject_recipe, subject_settings
-from tests.contract.web.conftest import Api
+from tests.contract.web.conftest import Api, make_api
 from tests.contract.web.page import Visit
 from tests.contract.web.test_results import cookie_of
+from tests.docs.pages import ROOT, headings, section
 from training.families.registry import BASE_MODELS
 from training.options import Validation
 from training.spec import TrainSpec
-from web.pages import texts
+from web.pages import options, texts
 from web.pages.options import OPTIONS
 
 REX = "/subjects/rex/recipe"
@@ -50,7 +53,7 @@ def test_a_preset_an_option_and_back_to_the_defaults(api: Api) -> None:
     settings = {"trigger_word": "sks rex", "class_word": "dog", "base_model": "sd15"}
     subject_settings.change(api.services, "ada", "rex", settings)
     assert "All options have their defaults" in api.call("GET", REX, headers=signed_in).text
-    assert api.call("POST", f"{REX}/preset", headers=signed_in, data={"kind": "style"}).status_code == 303
+    assert api.call("POST", f"{REX}/preset", headers=signed_in, data={"kind": "style"}).status_code == 200
     kept = subject_settings.get(api.services, "ada", "rex").recipe or {}
     assert kept["adapter"] == {"targets": "all"}
     assert kept["validation"]["previews"][1] == "a portrait of a woman, sks rex"
@@ -73,6 +76,53 @@ def test_a_preset_an_option_and_back_to_the_defaults(api: Api) -> None:
     assert "4 options differ" in api.call("GET", REX, headers=signed_in).text
     api.call("POST", REX, headers=signed_in, data={"rank": ""})
     assert subject_settings.get(api.services, "ada", "rex").recipe is None
+
+
+def test_a_preset_says_what_it_changes_keeps_the_steps_and_is_undone(api: Api) -> None:
+    page = Visit.of(api, "ada")
+    api.upload(api.token("ada"), 6)
+    stored = {
+        "max_steps": 200, "rank": 8, "adapter": {"targets": "all"},
+        "validation": {"held_out": 1, "previews": ["rex asleep", "rex at sea"]},
+    }  # fmt: skip
+    subject_settings.change(api.services, "ada", "rex", {"base_model": "sd15", "recipe": stored})
+    shown = re.sub(r"<[^>]+>", "", page.get(f"{REX}/preset?kind=character").text)
+    assert "Layers with a LoRA: all → attention" in shown
+    assert "Keep every checkpoint: no → yes" in shown
+    assert "A training costs 20 credits, as before." in shown
+    assert "Steps:" not in shown
+    assert "Rank:" not in shown
+    assert subject_settings.get(api.services, "ada", "rex").recipe == stored, "nothing is changed by looking"
+    answer = page.post(f"{REX}/preset", kind="character").text
+    recipe = subject_settings.get(api.services, "ada", "rex").recipe or {}
+    assert (recipe["max_steps"], recipe["rank"], recipe["validation"]["held_out"]) == (200, 8, 1)
+    assert "adapter" not in recipe
+    assert recipe["keep_checkpoints"] is True
+    fields = re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)">', answer)
+    assert page.post(REX, **dict(fields)).status_code == 303
+    assert subject_settings.get(api.services, "ada", "rex").recipe == stored
+    # One that the stored options refuse replaces them, and says so.
+    stored = {"adapter": {"targets": "convolutions", "conv_rank": 2}, "optimization": {"loraplus_ratio": 4}}
+    subject_settings.change(api.services, "ada", "rex", {"recipe": stored})
+    shown = re.sub(r"<[^>]+>", "", page.get(f"{REX}/preset?kind=style").text)
+    assert "Layers with a LoRA: convolutions → all" in shown
+    assert "Rank of convolutions: 2 → none" in shown
+    assert page.post(f"{REX}/preset", kind="style").status_code == 200
+
+
+def test_each_option_links_to_its_place_in_the_docs(tmp_path: Path) -> None:
+    for name in OPTIONS.keys() - {"base_model", "trigger_word", "class_word"}:
+        link = options.docs_link(name, str(ROOT / "docs" / "{page}.md"))
+        assert link is not None
+        file, _, anchor = link.partition("#")
+        found = [one for one in headings(Path(file)) if anchor == one.lower().replace(" ", "-")]
+        assert found, f"{name}: no heading for {link}"
+        assert f"`{name.rpartition('.')[2]}`" in section(Path(file), found[0]), f"{name} is not below {link}"
+    for address, links in ((None, 0), ("https://docs.example/{page}.html", 1)):
+        for api in make_api(Settings(_env_file=None, home=tmp_path / "home", web_docs_url=address)):
+            text = api.call("GET", REX, headers=cookie_of(api)).text
+            assert text.count('href="https://docs.example/recipe.html#validation"') == 5 * links
+            assert text.count('href="https://docs.example/') == links * text.count('id="help-')
 
 
 def test_options_are_shown_and_read_in_the_language_of_the_page(api: Api) -> None:

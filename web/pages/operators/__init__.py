@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter
 
-from web.pages.operators import decisions, home, job, owner, turns
+from web.pages.operators import audit, decisions, home, job, owner, turns
 
 router = APIRouter()
-for page in (home, decisions, job, owner, turns):
+for page in (home, audit, decisions, job, owner, turns):
     router.include_router(page.router)
