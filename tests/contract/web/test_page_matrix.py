@@ -193,7 +193,7 @@ def page(lone_api: Api) -> Page:
     images = lone_api.upload(ada, 7)
     job_id = lone_api.train(ada, images[:6]).json()["id"]
     service.cancel(lone_api.services, job_id)
-    captions.set_all(lone_api.services, "ada", "rex", {images[0]: "hush"})  # what can be taken back, whichever cases run before
+    captions.set_all(lone_api.services, "ada", "rex", {images[0]: "hush"})  # so that there is a change to take back
     deletion = requests.delete_picture(lone_api.services, lone_api.upload(ada, 2, subject="old")[0])
     drawing_id = a_drawing(lone_api, a_ready_training(lone_api, ada))
     _, token = tokens.create(lone_api.services, "another", owner_id="ada")
