@@ -16,6 +16,9 @@ from credits.tables import ACCOUNT, ENTRY, HOLD, MAX_CREDITS
 OWN_KEYS = "imprint:"  # the prefix of the ledger's own keys; callers' keys must not begin with it
 _MAX_TEXT = 255
 _COUNTERPARTIES = {"grant": "issued", "settle": "revenue", "refund": "revenue"}
+_HOLDER = sa.select(HOLD.c.account_id).where(HOLD.c.id == sa.bindparam("hold_id")).scalar_subquery()
+_ACCOUNT_OF = sa.select(ACCOUNT.c.id).where(ACCOUNT.c.id == _HOLDER).with_for_update()
+_APPEND = sa.insert(ENTRY)
 
 
 def check(amount: int, *, least: int = 1, **texts: str | None) -> None:
@@ -63,9 +66,7 @@ def lock_account(session: Session, owner_id: str) -> str | None:
 
 def lock_account_of(session: Session, hold_id: str) -> str:
     """Lock the account that a hold belongs to. Returns its id. Raises NotFound if there is no such hold."""
-    whose = sa.select(HOLD.c.account_id).where(HOLD.c.id == hold_id).scalar_subquery()
-    query = sa.select(ACCOUNT.c.id).where(ACCOUNT.c.id == whose).with_for_update()
-    account_id: str | None = session.execute(query).scalar()
+    account_id: str | None = session.execute(_ACCOUNT_OF, {"hold_id": hold_id}).scalar()
     if account_id is None:
         raise NotFound(f"there is no hold {hold_id}")
     return account_id
@@ -117,19 +118,18 @@ def append(
 ) -> str:
     """Write one entry of the journal. Returns its id."""
     entry_id = new_id("entry")
-    session.execute(
-        sa.insert(ENTRY).values(
-            id=entry_id,
-            account_id=account_id,
-            seq=seq,
-            kind=kind,
-            counterparty=_COUNTERPARTIES.get(kind, "held"),
-            amount=amount,
-            hold_id=hold_id,
-            training_id=training_id,
-            idempotency_key=key,
-            request_hash=request,
-            created_at=utcnow(),
-        )
-    )
+    row = {
+        "id": entry_id,
+        "account_id": account_id,
+        "seq": seq,
+        "kind": kind,
+        "counterparty": _COUNTERPARTIES.get(kind, "held"),
+        "amount": amount,
+        "hold_id": hold_id,
+        "training_id": training_id,
+        "idempotency_key": key,
+        "request_hash": request,
+        "created_at": utcnow(),
+    }
+    session.execute(_APPEND, row)
     return entry_id

@@ -187,7 +187,7 @@ def _resolve(
     request = journal.request_hash(kind, taken, hold_id)
     if key is not None and (done := journal.find_entry(session, account_id, key, request)) is not None:
         return done
-    held = session.execute(sa.select(HOLD).where(HOLD.c.id == hold_id)).one()
+    held = session.execute(_HOLD, {"hold_id": hold_id}).one()
     if held.state != "held":
         if (held.state, held.settled) != (_STATES[kind], taken):
             raise IllegalMove(f"{hold_id} is {held.state} already", {"state": held.state})
@@ -195,7 +195,7 @@ def _resolve(
         return str(session.execute(resolution).scalar_one())
     if taken > held.amount:
         raise IllegalMove(f"{hold_id} holds {held.amount} credits; {taken} are more", {"state": held.state})
-    session.execute(sa.update(HOLD).where(HOLD.c.id == hold_id).values(state=_STATES[kind], settled=taken))
+    session.execute(_RESOLVE, {"hold_id": hold_id, "state": _STATES[kind], "settled": taken})
     seq = journal.move(session, account_id, held=-held.amount, spent=taken)
     key = key or f"{journal.OWN_KEYS}{kind}:{hold_id}"
     amount = taken or held.amount
@@ -280,7 +280,8 @@ def _whole(number: int | None) -> int | None:
 
 def hold_of(session: Session, training_id: str) -> Hold | None:
     """The hold of a training; None if it has none."""
-    return holds_of(session, [training_id]).get(training_id)
+    row = session.execute(_HOLD_OF, {"training": training_id}).one_or_none()
+    return None if row is None else Hold(*row)
 
 
 def holds_of(session: Session, training_ids: Sequence[str]) -> dict[str, Hold]:
@@ -300,3 +301,7 @@ _HOLDS = sa.select(
     ACCOUNT.c.owner_id,
     *(HOLD.c[name] for name in ("training_id", "amount", "settled", "refunded", "state", "expires_at")),
 ).join(ACCOUNT, ACCOUNT.c.id == HOLD.c.account_id)
+# Built once: to build a statement takes as long as to execute it.
+_HOLD_OF = _HOLDS.where(HOLD.c.training_id == sa.bindparam("training"))
+_HOLD = sa.select(HOLD).where(HOLD.c.id == sa.bindparam("hold_id"))
+_RESOLVE = sa.update(HOLD).where(HOLD.c.id == sa.bindparam("hold_id"))

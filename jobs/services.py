@@ -19,7 +19,7 @@ from core.telemetry import tracing
 from jobs.admission.decide import decide_due
 from jobs.admission.due import DUE
 from jobs.admission.places import Places
-from jobs.lifecycle.leases import LeaseKeeper
+from jobs.lifecycle.lease_keeper import LeaseKeeper
 from jobs.notices.outbox_sender import OutboxSender
 from notifications import channels, mail, outbox, signing
 from storage.database import Database

@@ -16,7 +16,7 @@ AT_ONCE = 4
 # Webhooks of one owner that are sent at the same time, whoever receives them. Each waits for a worker's slot, and comes
 # back to the worker until it gets one, which costs as much as a small task each time.
 OWNER_AT_ONCE = 8
-_NOW: sa.BindParameter[datetime] = sa.bindparam("now", type_=UtcDateTime())
+NOW: sa.BindParameter[datetime] = sa.bindparam("now", type_=UtcDateTime())
 
 
 def is_unclaimed(now: datetime | sa.BindParameter[datetime]) -> sa.ColumnElement[bool]:
@@ -37,7 +37,7 @@ def parameters(now: datetime, kinds: Iterable[Kind], limit: int) -> dict[str, ob
 
 def is_due() -> tuple[sa.ColumnElement[bool], ...]:
     """The conditions on a message alone; `ready` adds those that compare it with others."""
-    return WAITING, MESSAGE.c.due_at <= _NOW, is_unclaimed(_NOW)
+    return WAITING, MESSAGE.c.due_at <= NOW, is_unclaimed(NOW)
 
 
 @cache  # building it took longer than the database takes to answer it
@@ -90,7 +90,7 @@ def ready() -> sa.Select[tuple[Any]]:
 def _sending() -> sa.Subquery:
     """How many webhooks of each owner are on their way."""
     webhooks = sa.select(MESSAGE.c.owner_id, sa.func.count().label("webhooks"))
-    webhooks = webhooks.where(WAITING, MESSAGE.c.kind == "notice", MESSAGE.c.claimed_until > _NOW)
+    webhooks = webhooks.where(WAITING, MESSAGE.c.kind == "notice", MESSAGE.c.claimed_until > NOW)
     return webhooks.group_by(MESSAGE.c.owner_id).subquery()
 
 
@@ -99,7 +99,7 @@ def _owner_is_mailed() -> sa.ColumnElement[bool]:
     other = MESSAGE.alias("other")
     return (
         sa.exists()
-        .where(other.c.kind == "mail", other.c.claimed_until > _NOW)
+        .where(other.c.kind == "mail", other.c.claimed_until > NOW)
         .where(other.c.owner_id.is_not_distinct_from(MESSAGE.c.owner_id))
         .where(other.c.sent_at.is_(None), other.c.dead_at.is_(None))
     )
@@ -107,7 +107,7 @@ def _owner_is_mailed() -> sa.ColumnElement[bool]:
 
 def _traffic() -> sa.Subquery:
     """How many more messages may be sent to each destination for which some wait."""
-    on_their_way = sa.func.sum(sa.case((MESSAGE.c.claimed_until > _NOW, 1), else_=0))
+    on_their_way = sa.func.sum(sa.case((MESSAGE.c.claimed_until > NOW, 1), else_=0))
     # Alerts go to a channel one at a time. A receiver that is down gets one attempt at a time.
     failed = sa.func.max(sa.case((has_failed(), 1), else_=0))
     one = sa.or_(failed > 0, sa.func.min(MESSAGE.c.kind) == "alert")

@@ -12,12 +12,13 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from core.clock import utcnow
 from core.ids import new_id
 from core.settings import settings
 from core.telemetry import tracing
-from notifications.due import is_due, is_unclaimed, parameters, ready
+from notifications.due import NOW, is_due, is_unclaimed, parameters, ready
 from notifications.messages import COLUMNS, EXTERNAL, SUPERSEDED, WAITING, DeadLetter, Kind, Message
 from notifications.tables import MESSAGE
 
@@ -26,6 +27,13 @@ CHANGED = "imprint_outbox"
 # A message that was handed to a task is sent again if the task has recorded no outcome by then.
 CLAIM = timedelta(seconds=60)
 _MAX_ERROR = 500
+# Statements that are built once: to build one takes as long as to execute it.
+_PUT = sa.insert(MESSAGE)
+_ID: sa.BindParameter[str] = sa.bindparam("message_id")
+_FIND = sa.select(*COLUMNS).where(MESSAGE.c.id == _ID, WAITING)
+_KEEP = sa.update(MESSAGE).where(MESSAGE.c.id == _ID, WAITING)
+_UNSENT = sa.update(MESSAGE).where(MESSAGE.c.id == _ID, MESSAGE.c.sent_at.is_(None)).returning(MESSAGE.c.kind)
+_LAST = sa.select(sa.func.max(MESSAGE.c.sequence)).where(MESSAGE.c.job_id == sa.bindparam("of_job"))
 
 
 def put(
@@ -47,22 +55,21 @@ def put(
     now = utcnow()
     message_id = new_id("msg")
     session.info[CHANGED] = True
-    session.execute(
-        sa.insert(MESSAGE).values(
-            id=message_id,
-            kind=kind,
-            topic=topic,
-            job_id=job_id,
-            owner_id=owner_id,
-            destination=destination,
-            sequence=0 if job_id is None else _next_sequence(session, job_id),
-            payload={**tracing.current_headers(), **payload},
-            created_at=now,
-            due_at=due_at or now,
-            attempts=0,
-            task_id=task_id,
-        )
-    )
+    row = {
+        "id": message_id,
+        "kind": kind,
+        "topic": topic,
+        "job_id": job_id,
+        "owner_id": owner_id,
+        "destination": destination,
+        "sequence": 0 if job_id is None else _next_sequence(session, job_id),
+        "payload": {**tracing.current_headers(), **payload},
+        "created_at": now,
+        "due_at": due_at or now,
+        "attempts": 0,
+        "task_id": task_id,
+    }
+    session.execute(_PUT, row)
     return message_id
 
 
@@ -108,12 +115,12 @@ def unclaim(session: Session, message_ids: Sequence[str]) -> None:
 
 def keep_claimed(session: Session, message_id: str, until: datetime) -> None:
     """Keep a message from other relays until then: it waits for a worker."""
-    session.execute(sa.update(MESSAGE).where(MESSAGE.c.id == message_id, WAITING).values(claimed_until=until))
+    session.execute(_KEEP, {"message_id": message_id, "claimed_until": until})
 
 
 def find(session: Session, message_id: str) -> Message | None:
     """A message that still waits; None if it was sent or given up, or does not exist."""
-    row = session.execute(sa.select(*COLUMNS).where(MESSAGE.c.id == message_id, WAITING)).one_or_none()
+    row = session.execute(_FIND, {"message_id": message_id}).one_or_none()
     return None if row is None else Message.from_row(row)
 
 
@@ -132,9 +139,8 @@ def get(session: Session, message_id: str) -> Message | None:
 def mark_sent(session: Session, message_id: str, now: datetime | None = None) -> bool:
     """Record that a message was delivered. Returns False if that was recorded before."""
     # Also for a message that was given up while it was being sent: it was delivered nevertheless.
-    statement = sa.update(MESSAGE).where(MESSAGE.c.id == message_id, MESSAGE.c.sent_at.is_(None))
     change = {"sent_at": now or utcnow(), "dead_at": None, "last_error": None, "claimed_until": None}
-    return _record_outcome(session, statement.values(**change))
+    return _record_outcome(session, _UNSENT, {"message_id": message_id, **change})
 
 
 def mark_failed(
@@ -146,7 +152,8 @@ def mark_failed(
     """
     change: dict[str, Any] = {"due_at": next_due} if next_due else {"dead_at": now or utcnow()}
     change |= {"attempts": MESSAGE.c.attempts + 1, "last_error": error[:_MAX_ERROR], "claimed_until": None}
-    return _record_outcome(session, sa.update(MESSAGE).where(MESSAGE.c.id == message_id, WAITING).values(**change))
+    failed = sa.update(MESSAGE).where(MESSAGE.c.id == message_id, WAITING).values(**change).returning(MESSAGE.c.kind)
+    return _record_outcome(session, failed, {})
 
 
 def make_due_now(session: Session, job_ids: Iterable[str], kind: Kind, now: datetime | None = None) -> int:
@@ -176,10 +183,18 @@ def drop_unsent(
 
     A message that a relay is sending at this moment is left: otherwise a later one could overtake it.
     """
-    whose = [MESSAGE.c.job_id == job_id, MESSAGE.c.kind.in_(list(kinds))]
-    if topic is not None:
-        whose.append(MESSAGE.c.topic == topic)
-    return give_up(session, whose, reason, now or utcnow())
+    now = now or utcnow()
+    which = {"of_job": job_id, "kinds": list(kinds), "now": now} | ({} if topic is None else {"of_topic": topic})
+    change = {"dead_at": now, "last_error": reason[:_MAX_ERROR]}
+    return len(session.execute(_unsent_of_job(topic is not None), which | change).all())
+
+
+@cache
+def _unsent_of_job(has_topic: bool) -> ReturningUpdate[tuple[Any]]:
+    whose = [MESSAGE.c.job_id == sa.bindparam("of_job"), MESSAGE.c.kind.in_(sa.bindparam("kinds", expanding=True))]
+    if has_topic:
+        whose.append(MESSAGE.c.topic == sa.bindparam("of_topic"))
+    return sa.update(MESSAGE).where(*whose, WAITING, is_unclaimed(NOW)).returning(MESSAGE.c.id)
 
 
 def give_up(session: Session, whose: Iterable[sa.ColumnElement[bool]], reason: str, now: datetime) -> int:
@@ -223,9 +238,9 @@ def redeliver(session: Session, message_id: str, now: datetime | None = None) ->
     return session.execute(statement.values(**change).returning(MESSAGE.c.id)).scalar() is not None
 
 
-def _record_outcome(session: Session, statement: sa.Update) -> bool:
+def _record_outcome(session: Session, statement: ReturningUpdate[tuple[Any]], values: Mapping[str, Any]) -> bool:
     """Record how an attempt ended, and have the outbox sent: the next message of the job or receiver may be due now."""
-    kind = session.execute(statement.returning(MESSAGE.c.kind)).scalar()
+    kind = session.execute(statement, values).scalar()
     if kind in EXTERNAL:
         session.info[CHANGED] = True
     return kind is not None
@@ -236,5 +251,4 @@ def _next_sequence(session: Session, job_id: str) -> int:
         # Transactions that number the messages of the same job wait for each other here instead of colliding. On SQLite
         # writing transactions wait for each other anyway.
         session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:job_id, 0))"), {"job_id": job_id})
-    last = sa.select(sa.func.max(MESSAGE.c.sequence)).where(MESSAGE.c.job_id == job_id)
-    return int(session.execute(last).scalar() or 0) + 1
+    return int(session.execute(_LAST, {"of_job": job_id}).scalar() or 0) + 1

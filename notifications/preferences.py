@@ -48,10 +48,13 @@ class Preferences:
             raise SpecInvalid.of(faults)
 
 
+_COLUMNS = (PREFERENCES.c[name] for name in Preferences.__dataclass_fields__)
+_OF_OWNER = sa.select(*_COLUMNS).where(PREFERENCES.c.owner_id == sa.bindparam("owner"))
+
+
 def get(session: Session, owner_id: str) -> Preferences:
     """An owner's preferences. Without any, no e-mail is sent."""
-    columns = [PREFERENCES.c[name] for name in Preferences.__dataclass_fields__]
-    row = session.execute(sa.select(*columns).where(PREFERENCES.c.owner_id == owner_id)).one_or_none()
+    row = session.execute(_OF_OWNER, {"owner": owner_id}).one_or_none()
     if row is None:
         return Preferences()
     return Preferences(row.email, tuple(row.events), row.low_credits, row.low_told_at)

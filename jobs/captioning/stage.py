@@ -15,7 +15,8 @@ from core.picture_names import picture_label
 from jobs import keys, screening
 from jobs.captioning import asking, review
 from jobs.lifecycle import transitions
-from jobs.lifecycle.leases import HeldLease, Lease
+from jobs.lifecycle.lease_keeper import HeldLease
+from jobs.lifecycle.leases import Lease
 from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.stages.control import JobControl

@@ -31,7 +31,7 @@ from jobs import keys
 from jobs.drawings import drawing_transitions as transitions
 from jobs.drawings.drawing_request import size_of
 from jobs.drawings.drawing_transitions import DrawingLease
-from jobs.lifecycle.leases import HeldLease
+from jobs.lifecycle.lease_keeper import HeldLease
 from jobs.services import Services
 from jobs.stages.control import leaving
 from jobs.stages.stage_runner import NothingToDo, work_dir, worker_name

@@ -12,6 +12,7 @@ from notifications import outbox
 from storage.tables.jobs import Job, JobEvent
 
 _LOCKED = "jobs locked for their events"
+_INSERT = sa.insert(JobEvent.__table__)  # type: ignore[attr-defined]
 
 
 def record_event(session: Session, job_id: str, kind: str, **data: Any) -> None:
@@ -26,7 +27,7 @@ def record_event(session: Session, job_id: str, kind: str, **data: Any) -> None:
         session.connection().execute(
             sa.select(col(Job.id)).where(col(Job.id) == job_id).with_for_update(key_share=True)
         )
-    session.add(JobEvent(job_id=job_id, kind=kind, data=data))
+    session.execute(_INSERT, {"job_id": job_id, "at": utcnow(), "kind": kind, "data": data})
 
 
 def next_check(due: datetime, launches: int, settings: Settings) -> datetime:

@@ -1,28 +1,19 @@
 """Leases: workers' claims on stages and pictures. Each claim has a higher token; writes with an old one are refused."""
 
-import logging
-import math
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Protocol
+from datetime import timedelta
+from functools import cache
 
 import sqlalchemy as sa
+from sqlalchemy.sql.dml import ReturningUpdate
 from sqlmodel import Session, col
 
-from core import essential
 from core.clock import utcnow
 from core.errors import LeaseLost
-from core.telemetry import metrics
-from storage.database import AWAY, Database
 from storage.tables.jobs import ACTIVE, Job, JobPicture, PictureState, Stage
 
-log = logging.getLogger(__name__)
-
-_AFTER_OUTAGE_S = 0.5
+# What a claim returns is the row as it was written, also if the session has the row already.
+_AS_WRITTEN = {"synchronize_session": False, "populate_existing": True}
 
 
 @dataclass(frozen=True)
@@ -40,37 +31,58 @@ class Lease:
     def _row(self) -> type[Job] | type[JobPicture]:
         return Job if self.position is None else JobPicture
 
-    def is_current(self) -> sa.ColumnElement[bool]:
-        """The SQL condition that this lease is still the newest claim."""
-        if self.position is None:
-            return sa.and_(
-                col(Job.id) == self.job_id,
-                col(Job.lease_token) == self.token,
-                col(Job.stage) == self.stage,
-                col(Job.status).in_(ACTIVE),
-            )
-        return sa.and_(
-            col(JobPicture.job_id) == self.job_id,
-            col(JobPicture.position) == self.position,
-            col(JobPicture.lease_token) == self.token,
-            col(JobPicture.state) == PictureState.WAITING,
-            sa.exists().where(col(Job.id) == self.job_id, col(Job.status).in_(ACTIVE)),
-        )
+    @property
+    def _parameters(self) -> dict[str, object]:
+        """What `_is_current` is executed with."""
+        own = {"of_stage": self.stage} if self.position is None else {"of_position": self.position}
+        return {"of_job": self.job_id, "of_token": self.token, **own}
 
     def write(self, session: Session, **values: object) -> None:
-        """Write `values` to the leased row, or raise LeaseLost and write nothing."""
-        update = sa.update(self._row).where(self.is_current()).values(**values)
-        if session.connection().execute(update).rowcount != 1:
+        """Write `values`, which may be SQL expressions, to the leased row, or raise LeaseLost and write nothing."""
+        computed = {name: value for name, value in values.items() if isinstance(value, sa.ColumnElement)}
+        update = _write(self._row).values(**computed) if computed else _write(self._row)
+        given = {name: value for name, value in values.items() if name not in computed}
+        if session.connection().execute(update, self._parameters | given).rowcount != 1:
             raise LeaseLost(f"{self.job_id} {self.stage}: token {self.token} is not the newest")
 
     def is_held(self, session: Session) -> bool:
         """Whether a write under this lease would succeed now."""
-        found = session.connection().execute(sa.select(sa.literal(1)).select_from(self._row).where(self.is_current()))
-        return found.first() is not None
+        return session.connection().execute(_find(self._row), self._parameters).first() is not None
 
     def renew(self, session: Session, lease_s: float) -> None:
         """Extend the lease by `lease_s` seconds from now. Raises LeaseLost if another claim has replaced it."""
         self.write(session, lease_until=utcnow() + timedelta(seconds=lease_s))
+
+
+# Statements are built once: to build one takes as long as to execute it, and a job has dozens.
+
+
+def _is_current(row: type[Job] | type[JobPicture]) -> sa.ColumnElement[bool]:
+    """The SQL condition that a lease is still the newest claim on its row."""
+    if row is Job:
+        return sa.and_(
+            col(Job.id) == sa.bindparam("of_job"),
+            col(Job.lease_token) == sa.bindparam("of_token"),
+            col(Job.stage) == sa.bindparam("of_stage"),
+            col(Job.status).in_(ACTIVE),
+        )
+    return sa.and_(
+        col(JobPicture.job_id) == sa.bindparam("of_job"),
+        col(JobPicture.position) == sa.bindparam("of_position"),
+        col(JobPicture.lease_token) == sa.bindparam("of_token"),
+        col(JobPicture.state) == PictureState.WAITING,
+        sa.exists().where(col(Job.id) == sa.bindparam("of_job"), col(Job.status).in_(ACTIVE)),
+    )
+
+
+@cache
+def _write(row: type[Job] | type[JobPicture]) -> sa.Update:
+    return sa.update(row).where(_is_current(row))
+
+
+@cache
+def _find(row: type[Job] | type[JobPicture]) -> sa.Select[int]:
+    return sa.select(sa.literal(1)).select_from(row).where(_is_current(row))
 
 
 def claim_stage(session: Session, job_id: str, stage: Stage, holder: str, lease_s: float) -> tuple[Lease, Job] | None:
@@ -79,10 +91,18 @@ def claim_stage(session: Session, job_id: str, stage: Stage, holder: str, lease_
     The stage after `preprocess`, which is `caption` or `dataset`, may also be claimed while the job is there, once no
     picture waits; `train` only by a job that is admitted.
     """
-    now = utcnow()
-    claim = sa.update(Job).where(col(Job.id) == job_id, col(Job.status).in_(ACTIVE), _free(Job, now))
+    job = session.scalars(_claim_stage(stage), _claim_parameters(job_id, holder, lease_s)).one_or_none()
+    if job is None:
+        return None
+    return Lease(job_id, stage, job.lease_token, job.attempt, model_id=job.public_model_id), job
+
+
+@cache
+def _claim_stage(stage: Stage) -> ReturningUpdate[Job]:
+    claim = sa.update(Job).where(col(Job.id) == sa.bindparam("of_job"), col(Job.status).in_(ACTIVE), _is_free(Job))
     if stage in (Stage.CAPTION, Stage.DATASET):
-        waiting = sa.exists().where(col(JobPicture.job_id) == job_id, col(JobPicture.state) == PictureState.WAITING)
+        of_job = col(JobPicture.job_id) == sa.bindparam("of_job")
+        waiting = sa.exists().where(of_job, col(JobPicture.state) == PictureState.WAITING)
         claim = claim.where(
             col(Job.stage).in_((Stage.PREPROCESS, stage)), ~waiting,
             col(Job.needs_captions).is_(stage is Stage.CAPTION),
@@ -91,205 +111,50 @@ def claim_stage(session: Session, job_id: str, stage: Stage, holder: str, lease_
         claim = claim.where(col(Job.stage) == stage)
     if stage is Stage.TRAIN:
         claim = claim.where(sa.or_(col(Job.admitted_at).is_not(None), col(Job.queue) == ""))
-    job = session.scalars(
-        claim.values(
-            stage=stage,
-            attempt=sa.case((col(Job.stage) == stage, col(Job.attempt) + 1), else_=1),
-            lease_token=col(Job.lease_token) + 1,
-            lease_holder=holder,
-            lease_until=now + timedelta(seconds=lease_s),
-        ).returning(Job),
-        execution_options={"synchronize_session": False, "populate_existing": True},
-    ).one_or_none()
-    if job is None:
-        return None
-    return Lease(job_id, stage, job.lease_token, job.attempt, model_id=job.public_model_id), job
+    claim = claim.values(
+        stage=stage,
+        attempt=sa.case((col(Job.stage) == stage, col(Job.attempt) + 1), else_=1),
+        lease_token=col(Job.lease_token) + 1,
+        lease_holder=sa.bindparam("holder"),
+        lease_until=sa.bindparam("until"),
+    )
+    return claim.returning(Job).execution_options(**_AS_WRITTEN)
 
 
 def claim_picture(
     session: Session, job_id: str, position: int, holder: str, lease_s: float
 ) -> tuple[Lease, JobPicture] | None:
     """Claim one waiting picture of an active job; None if it does not wait or is leased."""
-    now = utcnow()
-    active = sa.exists().where(col(Job.id) == job_id, col(Job.status).in_(ACTIVE))
-    picture = session.scalars(
-        sa.update(JobPicture)
-        .where(
-            col(JobPicture.job_id) == job_id,
-            col(JobPicture.position) == position,
-            col(JobPicture.state) == PictureState.WAITING,
-            _free(JobPicture, now),
-            active,
-        )
-        .values(
-            lease_token=col(JobPicture.lease_token) + 1,
-            lease_holder=holder,
-            lease_until=now + timedelta(seconds=lease_s),
-            attempt=col(JobPicture.attempt) + 1,
-        )
-        .returning(JobPicture),
-        execution_options={"synchronize_session": False, "populate_existing": True},
-    ).one_or_none()
+    parameters = _claim_parameters(job_id, holder, lease_s) | {"of_position": position}
+    picture = session.scalars(_claim_picture(), parameters).one_or_none()
     if picture is None:
         return None
     return Lease(job_id, Stage.PREPROCESS, picture.lease_token, picture.attempt, position), picture
 
 
-def _free(row: type[Job] | type[JobPicture], now: datetime) -> sa.ColumnElement[bool]:
+@cache
+def _claim_picture() -> ReturningUpdate[JobPicture]:
+    claim = sa.update(JobPicture).where(
+        col(JobPicture.job_id) == sa.bindparam("of_job"),
+        col(JobPicture.position) == sa.bindparam("of_position"),
+        col(JobPicture.state) == PictureState.WAITING,
+        _is_free(JobPicture),
+        sa.exists().where(col(Job.id) == sa.bindparam("of_job"), col(Job.status).in_(ACTIVE)),
+    )
+    claim = claim.values(
+        lease_token=col(JobPicture.lease_token) + 1,
+        lease_holder=sa.bindparam("holder"),
+        lease_until=sa.bindparam("until"),
+        attempt=col(JobPicture.attempt) + 1,
+    )
+    return claim.returning(JobPicture).execution_options(**_AS_WRITTEN)
+
+
+def _claim_parameters(job_id: str, holder: str, lease_s: float) -> dict[str, object]:
+    now = utcnow()
+    return {"of_job": job_id, "now": now, "holder": holder, "until": now + timedelta(seconds=lease_s)}
+
+
+def _is_free(row: type[Job] | type[JobPicture]) -> sa.ColumnElement[bool]:
     until = col(row.lease_until)
-    return sa.or_(until.is_(None), until < now)
-
-
-class Renewable(Protocol):
-    """A lease that `LeaseKeeper` can keep: of a job, a picture, or a drawing (`jobs.drawings`)."""
-
-    @property
-    def job_id(self) -> str: ...
-
-    @property
-    def stage(self) -> str: ...
-
-    def renew(self, session: Session, lease_s: float) -> None:
-        """Extend the lease by `lease_s` seconds from now. Raises LeaseLost if another claim has replaced it."""
-
-
-class HeldLease:
-    """A lease that is being renewed; `lost` is set once another worker has claimed it, or its time is over."""
-
-    def __init__(
-        self, lease: Renewable, limit_s: float = math.inf, hand_over: Callable[[str], None] | None = None
-    ) -> None:
-        self.lease, self.limit_s, self.hand_over = lease, limit_s, hand_over
-        self.until = time.monotonic() + limit_s
-        self.lost = threading.Event()
-        self.renewing = threading.Lock()
-
-
-class LeaseKeeper:
-    """Renews all leases of this process from one thread while their steps work.
-
-    A database outage loses no lease: no other worker can claim it either, and the next renewal that gets through
-    finds the token still valid. A step that hangs keeps its lease only for its time limit.
-    """
-
-    def __init__(self, database: Database, lease_s: float) -> None:
-        self._database, self._lease_s = database, lease_s
-        self._all_held: set[HeldLease] = set()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._is_away = False  # whether the database could not be used in the last round
-
-    @contextmanager
-    def keeping(
-        self, lease: Renewable, limit_s: float = math.inf, hand_over: Callable[[str], None] | None = None
-    ) -> Iterator[HeldLease]:
-        """Keep `lease` alive inside the block, for at most `limit_s` seconds.
-
-        hand_over: gives the lease back for a reason, so that another worker continues (`hand_over_all`).
-        """
-        held = HeldLease(lease, limit_s, hand_over)
-        with self._lock:
-            self._all_held.add(held)
-            if self._thread is None:
-                self._thread = essential.start("leases", self._run)
-        try:
-            yield held
-        finally:
-            # Wait for a renewal in progress: it must not take the lease again after the step has given it back.
-            with held.renewing:
-                self._forget(held)
-
-    def hand_over_all(self, reason: str) -> None:
-        """Hand over whatever this process still works on: its machine vanishes before these steps can end.
-
-        A step may be loading a base model, or be in the middle of a long step, which nothing can interrupt. Another
-        worker continues from the last checkpoint; what this one still writes is refused once that has claimed the job.
-        """
-        with self._lock:
-            all_held = list(self._all_held)
-        for held in all_held:
-            with held.renewing:
-                if held.hand_over is None or held not in self._all_held:
-                    continue
-                held.lost.set()
-                self._forget(held)
-                try:
-                    held.hand_over(reason)
-                except Exception:  # of one of them: the others have little time
-                    log.exception("the %s of %s is not handed over", held.lease.stage, held.lease.job_id)
-
-    def _run(self) -> None:
-        pause = threading.Event()
-        pause_s = self._lease_s / 3
-        while True:
-            pause.wait(pause_s)
-            with self._lock:
-                all_held = list(self._all_held)
-            self._is_away = not self._renew_all(all_held)
-            # Soon after an outage, so that no sweep finds an expired lease before its renewal.
-            pause_s = min(self._lease_s / 3, _AFTER_OUTAGE_S) if self._is_away else self._lease_s / 3
-
-    def _renew_all(self, all_held: Sequence[HeldLease]) -> bool:
-        """Renew the leases. Returns False if the database cannot be used.
-
-        SQLite lets one writer in at a time and writes to the disk at each commit, so there one transaction renews all:
-        with one for each, the slow downloads of one owner delay the writes of everybody. On PostgreSQL a transaction
-        with many rows could meet another one that locks them in another order.
-        """
-        if self._database.is_sqlite and len(all_held) > 1:
-            try:
-                return self._renew_together(all_held)
-            except Exception:  # of one of them: the others must be renewed
-                log.exception("the leases are renewed one by one")
-        return all(self._renew_together([held]) for held in all_held)
-
-    def _renew_together(self, all_held: Sequence[HeldLease]) -> bool:
-        """Renew in one transaction the leases whose steps still work. Returns False if the database cannot be used."""
-        with ExitStack() as locks:
-            for held in all_held:
-                locks.enter_context(held.renewing)
-            kept = [held for held in all_held if held in self._all_held and not self._is_overdue(held)]
-            try:
-                lost = self._write(kept) if kept else []
-            except AWAY as error:
-                if not self._is_away:  # once for each outage
-                    log.warning("leases are not renewed: the database does not answer (%s)", error)
-                self._is_away = True
-                return False
-            except Exception:  # this thread renews every lease of the process, so it must not end
-                if len(kept) > 1:
-                    raise
-                log.exception("the lease of %s is not renewed", kept[0].lease.job_id)
-                return True
-            for held in lost:
-                held.lost.set()
-                self._forget(held)
-            return True
-
-    def _is_overdue(self, held: HeldLease) -> bool:
-        """Whether the step takes longer than it may; if so, its lease is given up."""
-        if time.monotonic() <= held.until:
-            return False
-        log.error(
-            "the %s of %s takes longer than %.0f s: another worker may try",
-            held.lease.stage, held.lease.job_id, held.limit_s,
-        )  # fmt: skip
-        metrics.STAGES_OVERDUE.add(1, held.lease.stage)
-        held.lost.set()
-        self._forget(held)
-        return True
-
-    def _write(self, all_held: Sequence[HeldLease]) -> list[HeldLease]:
-        """Renew leases in one transaction. Returns those that other claims have replaced."""
-        lost = []
-        with self._database.writing() as session:
-            for held in all_held:
-                try:
-                    held.lease.renew(session, self._lease_s)
-                except LeaseLost:
-                    lost.append(held)
-        return lost
-
-    def _forget(self, held: HeldLease) -> None:
-        with self._lock:
-            self._all_held.discard(held)
+    return sa.or_(until.is_(None), until < sa.bindparam("now"))

@@ -29,6 +29,7 @@ ACTIONS = (
     "token.created", "token.revoked", "weight.changed", "worker.drained", "worker.undrained",
 )  # fmt: skip
 _CSV_PAGE = 500
+_INSERT = sa.insert(AuditEntry.__table__)  # type: ignore[attr-defined]
 
 
 class AuditView(View):
@@ -51,12 +52,11 @@ def record(
     is deleted.
     """
     now = actor.current()
-    session.add(
-        AuditEntry(
-            id=new_id("audit"), at=utcnow(), actor=now.kind, actor_id=now.id, action=action, job_id=job_id,
-            owner_id=owner_id, data=data,
-        )
-    )  # fmt: skip
+    entry = {
+        "id": new_id("audit"), "at": utcnow(), "actor": now.kind, "actor_id": now.id, "action": action,
+        "job_id": job_id, "owner_id": owner_id, "data": data,
+    }  # fmt: skip
+    session.execute(_INSERT, entry)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from core.clock import utcnow
 from core.errors import Cancelled, HandOver, LeaseLost, NotFound, TrainingTimeout
 from jobs import keys
 from jobs.lifecycle import launches
-from jobs.lifecycle.leases import HeldLease, Lease
+from jobs.lifecycle.lease_keeper import HeldLease
+from jobs.lifecycle.leases import Lease
 from storage.database import AWAY, Database
 from storage.objects import ObjectStore
 from storage.tables.jobs import Job, JobEvent, Status

@@ -21,7 +21,8 @@ from core.telemetry.logging import stage_context
 from jobs import keys, shared_objects
 from jobs.deletion import rows
 from jobs.lifecycle import retries, transitions
-from jobs.lifecycle.leases import HeldLease, Lease, claim_stage
+from jobs.lifecycle.lease_keeper import HeldLease
+from jobs.lifecycle.leases import Lease, claim_stage
 from jobs.services import Services
 from jobs.specs import spec_of
 from jobs.turns import RetryLater

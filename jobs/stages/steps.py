@@ -15,7 +15,8 @@ from core.picture_names import picture_label
 from core.telemetry.logging import stage_context
 from jobs import keys, screening, shared_objects
 from jobs.lifecycle import transitions
-from jobs.lifecycle.leases import HeldLease, Lease
+from jobs.lifecycle.lease_keeper import HeldLease
+from jobs.lifecycle.leases import Lease
 from jobs.remote import train_stage
 from jobs.services import Services
 from jobs.specs import spec_of

@@ -8,7 +8,8 @@ import pytest
 from core.errors import HandOver, LeaseLost
 from core.telemetry import metrics
 from core.telemetry.metrics import Measure
-from jobs.lifecycle.leases import LeaseKeeper, claim_stage
+from jobs.lifecycle.lease_keeper import LeaseKeeper
+from jobs.lifecycle.leases import claim_stage
 from jobs.services import Services
 from jobs.stages.stage_runner import NothingToDo, claim, holding_lease
 from storage.tables.jobs import Stage

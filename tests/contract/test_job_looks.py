@@ -10,7 +10,8 @@ from core.errors import NotFound
 from jobs import history, keys, service
 from jobs import previews as job_previews
 from jobs.lifecycle import transitions
-from jobs.lifecycle.leases import HeldLease, Lease, claim_stage
+from jobs.lifecycle.lease_keeper import HeldLease
+from jobs.lifecycle.leases import Lease, claim_stage
 from jobs.services import Services
 from jobs.stages.control import JobControl, StoredCheckpoints, StoredPreviews
 from storage.tables.jobs import Stage

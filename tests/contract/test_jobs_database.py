@@ -44,7 +44,8 @@ from core.settings import Settings
 from credits import ledger
 from jobs import service
 from jobs.lifecycle import repair, retries, sweeps, transitions
-from jobs.lifecycle.leases import HeldLease, Lease, LeaseKeeper, claim_picture, claim_stage
+from jobs.lifecycle.lease_keeper import HeldLease, LeaseKeeper
+from jobs.lifecycle.leases import Lease, claim_picture, claim_stage
 from jobs.owners import accounts
 from jobs.services import Services
 from jobs.stages import intake

@@ -27,7 +27,7 @@ import tasks.ingress
 import tasks.steps
 from core.clock import utcnow
 from jobs import service
-from jobs.lifecycle.leases import LeaseKeeper
+from jobs.lifecycle.lease_keeper import LeaseKeeper
 from jobs.lifecycle.periodic import run_parts
 from jobs.owners import accounts, tokens
 from jobs.services import Services

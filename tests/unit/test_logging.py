@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from core.telemetry.logging import ConsoleLines, JsonLines, SharedRotatingFile, set_up, stage_context
-from jobs.lifecycle.leases import Lease, LeaseKeeper
+from jobs.lifecycle.lease_keeper import LeaseKeeper
+from jobs.lifecycle.leases import Lease
 from storage.database import Database
 from storage.tables.jobs import Stage
 
