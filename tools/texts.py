@@ -16,7 +16,7 @@ from jobs.requests import recipe_options
 from jobs.subjects import presets
 from tools import messages
 from training.families.registry import BASE_MODELS, FAMILIES
-from web.pages import account, chart, errors, options, recipe, render, texts, training_list, wording
+from web.pages import account, chart, errors, options, render, texts, training_list, wording
 from web.pages.assets import STATIC
 from web.pages.messages import WORDS
 from web.pages.operators import owner
@@ -75,7 +75,7 @@ def _of_tables() -> Iterator[str]:
     tables = (
         render.STATUSES, render.STAGES, render.ENTRIES, render.DRAWING_ENTRIES, render.DELETION_KINDS, render.SIDES,
         render.GROUPS, render.NOTICES, account.EVENT_TEXTS, training_list.FILTERS, errors.TITLES, errors.DETAILS,
-        wording.LABELS, owner.LIMITS, recipe.OPEN, options.OPTIONS, render.SCOPES,
+        wording.LABELS, owner.LIMITS, options.OPEN, options.OPTIONS, render.SCOPES,
     )  # fmt: skip
     for table in tables:
         yield from table.values()

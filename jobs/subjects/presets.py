@@ -8,7 +8,7 @@ from core.errors import SpecInvalid
 from jobs.requests import recipe_options
 from jobs.subjects import subject_recipe
 from training.families.registry import BASE_MODELS, FAMILIES
-from training.spec import Learns, TrainSpec
+from training.spec import MIN_PICTURES, Learns, TrainSpec
 
 _EPOCHS = 100  # the default of every family
 
@@ -94,14 +94,26 @@ def recipe_for(
     return recipe | {"validation": samples}
 
 
-def added_to(recipe: Mapping[str, Any], made: Mapping[str, Any], base_model: str | None) -> dict[str, Any]:
+def added_to(
+    recipe: Mapping[str, Any], made: Mapping[str, Any], base_model: str | None, pictures: int
+) -> dict[str, Any]:
     """A stored recipe with that of a preset. Options that no preset sets, such as the steps, keep their values.
 
-    If both do not go together, it is the preset's recipe alone.
+    The samples are those of each quarter of the stored length, for a training of so many `pictures`. If both recipes do
+    not go together, it is the preset's alone.
     """
     kept = {name: value for name, value in recipe_options.by_path(recipe).items() if name not in _SET_BY_PRESETS}
-    both = recipe_options.nested({**kept, **recipe_options.by_path(made)})
+    quarter = max(1, _epochs(kept, pictures) // 4)
+    quarters = {"checkpoint_every": quarter, "validation.every_epochs": quarter}
+    both = recipe_options.nested({**kept, **recipe_options.by_path(made), **quarters})
     try:
         return subject_recipe.parse(both, base_model)
     except SpecInvalid:
         return dict(made)
+
+
+def _epochs(recipe: Mapping[str, Any], pictures: int) -> int:
+    """How often a training by this recipe uses each picture."""
+    if steps := recipe.get("max_steps"):
+        return int(steps) * int(recipe.get("batch_size") or 1) // max(pictures, MIN_PICTURES)
+    return int(recipe.get("epochs") or _EPOCHS)

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from jobs.owners import accounts, limits
-from jobs.subjects import subject_pictures
+from jobs.subjects import subject_pictures, subject_settings
 from tests.browser.conftest import WAIT_MS
 from tools.screenshots import OWNER, PICTURES, SUBJECT, World, pages, served, sign_in
 from web.pages import texts
@@ -33,7 +33,7 @@ def page(browser: Browser, base: str) -> Iterator[Page]:
 
 
 def test_a_deletion_is_undone(world: World, page: Page) -> None:
-    """Of a picture, right where it was removed; of a subject, on its page, also after a reload."""
+    """Of a picture, right where it was removed; of a subject, on its page, also after a reload, and in the list."""
     picture = subject_pictures.add(world.services, OWNER, "vase", PICTURE.read_bytes())
     sign_in(page, world.owner_token)
     page.goto("/subjects/vase")
@@ -49,9 +49,32 @@ def test_a_deletion_is_undone(world: World, page: Page) -> None:
     page.get_by_role("button", name="Delete the subject").click()
     expect(page.locator("#deletion")).to_contain_text("This is deleted at")
     page.reload()
-    page.get_by_role("button", name="Undo the deletion").click()
+    expect(page.get_by_role("button", name="Undo the deletion")).to_be_visible()
+    page.goto("/")
+    tile = page.locator(".tile", has_text="vase")
+    expect(tile.locator(".badge")).to_contain_text("deleted at")
+    tile.get_by_role("button", name="Undo the deletion of vase").click()
+    page.wait_for_url("**/subjects/vase?notice=undone")
     expect(page.locator("#deletion .note")).to_have_count(0)
     assert [one.id for one in subject_pictures.list_pictures(world.services, OWNER, "vase")] == [picture]
+
+
+def test_a_preset_is_seen_used_and_undone(world: World, page: Page) -> None:
+    stored = {"max_steps": 200, "validation": {"previews": ["rex asleep", "rex at sea"]}}
+    subject_settings.change(world.services, OWNER, "cup", {"base_model": "sd15", "recipe": stored})
+    sign_in(page, world.owner_token)
+    page.goto("/subjects/cup/recipe")
+    page.get_by_role("link", name="Use this … A style").click()
+    expect(page.locator("#changes")).to_contain_text("Layers with a LoRA: attention → all")
+    expect(page.locator("#changes")).not_to_contain_text("Steps")
+    expect(page.locator("#prices")).to_contain_text("A training costs 20 credits, as before.")
+    page.get_by_role("button", name="Change the recipe").click()
+    expect(page.locator("#notice")).to_contain_text("The recipe is changed.")
+    changed = subject_settings.get(world.services, OWNER, "cup").recipe or {}
+    assert (changed["max_steps"], changed["adapter"]) == (200, {"targets": "all"})
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#notice")).to_contain_text("Recipe saved.")
+    assert subject_settings.get(world.services, OWNER, "cup").recipe == stored
 
 
 def test_operators_change_limits_and_the_name_of_an_owner(world: World, page: Page) -> None:

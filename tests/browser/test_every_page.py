@@ -28,6 +28,9 @@ STICKING_OUT = """() => [...document.querySelectorAll(".card")].flatMap((card) =
     && one.getBoundingClientRect().right > edge).map((one) => `${one.tagName} ${one.id} sticks out`);
 })"""
 
+DOUBLE = """() => [...document.querySelectorAll("[id]")].map((one) => one.id)
+    .filter((id, at, all) => all.indexOf(id) !== at)"""
+
 
 def shows_a_page(endpoint: Callable[..., Any]) -> bool:
     """Whether a handler renders a template, itself or by a helper of its module."""
@@ -73,6 +76,7 @@ def test_axe_finds_nothing(world: World, browser: Browser) -> None:
                 page.emulate_media(color_scheme="dark")
                 page.goto(address, wait_until="load")
                 wide += [f"{name}: {one}" for one in page.evaluate(TOO_WIDE) + page.evaluate(STICKING_OUT)]
+                found += [f"{name}: two elements have the id {one}" for one in page.evaluate(DOUBLE)]
                 for scheme, one in findings(page, "dark", "light"):
                     nodes = [node["html"][:160] for node in one["nodes"]]
                     found.append(f"{name} ({scheme}): {one['id']} ({one['impact']}): {nodes}")

@@ -9,8 +9,10 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from jobs.drawings import drawings
+from jobs.subjects import subject_pictures
 from tests.browser.conftest import DESKTOP, PHONE, WAIT_MS, Visitor, check_accessible
 from tests.site import Site
+from web.pages.render import number
 
 pytestmark = pytest.mark.timeout(900)
 expect.set_options(timeout=WAIT_MS)
@@ -18,12 +20,15 @@ expect.set_options(timeout=WAIT_MS)
 Shoot = Callable[[Page, str], None]
 
 
+SAMPLED = {"max_steps": 20, "validation": {"previews": ["imp on a beach"], "every_epochs": 3}}
+
+
 @pytest.fixture(scope="module")
 def job_id(web_site: Site) -> Iterator[str]:
     """A ready training of Tia's, and a worker that draws."""
     web_site.start("draw")
     web_site.grant("tia")
-    found: str = web_site.wait(web_site.send(owner_id="tia", max_steps=10)["job_id"])["job_id"]
+    found: str = web_site.wait(web_site.send(owner_id="tia", **SAMPLED)["job_id"])["job_id"]
     yield found
     if "draw" in web_site.processes:
         web_site.kill("draw")
@@ -93,6 +98,39 @@ def test_draw_compare_and_cancel(visitor: Visitor, job_id: str, shoot: Shoot) ->
     expect(page.get_by_role("region", name="Entries")).to_contain_text("Charged for a drawing")
     page.get_by_role("link", name=re.compile("^drawing draw_")).first.click()
     page.wait_for_url(re.compile(f"/trainings/{job_id}#draw_"))
+
+
+def test_two_trainings_are_compared(visitor: Visitor, job_id: str, shoot: Shoot) -> None:
+    """What differs in the recipe, both losses and curves, and the last sample of each, as the workers left them."""
+    pictures = [one.id for one in subject_pictures.list_pictures(visitor.services, "tia", "mascot")]
+    sent = visitor.site.send(owner_id="tia", images=pictures, rank=8, adapter={"targets": "all"}, **SAMPLED)
+    after, before = visitor.site.wait(sent["job_id"]), visitor.site.view(job_id)
+    page = visitor.open(size=PHONE)
+    visitor.sign_in(page, "tia")
+    page.goto(f"/trainings/{after['job_id']}")
+    expect(page.locator("#changed li")).to_have_text(["Rank: 4 → 8", "Layers with a LoRA: attention → all"])
+    page.get_by_role("link", name="Compare both").click()
+    rows = page.locator(".pairs tbody tr")
+    expect(page.locator(".pairs .differs")).to_have_text([re.compile("Rank.*48"), re.compile("Layers.*attentionall")])
+    losses = [number(one["loss"], ".4f") for one in (before, after)]
+    assert losses[0] != losses[1]
+    assert (
+        rows.filter(has=page.get_by_role("rowheader", name="loss", exact=True)).locator("td").all_inner_texts()
+        == losses
+    )
+    curves = [line.get_attribute("points") for line in page.locator("svg.chart polyline").all()]
+    assert len(curves) == 2
+    assert all(curves)
+    assert curves[0] != curves[1]
+    samples = page.locator(".compare img")
+    expect(samples).to_have_count(2)
+    for sample, job in zip(samples.all(), (before, after), strict=True):
+        assert f"/trainings/{job['job_id']}/previews/" in (sample.get_attribute("src") or "")
+        assert sample.evaluate("one => one.decode().then(() => one.naturalWidth)") == 64
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    shoot(page, "compare-phone")
+    page.goto(f"/trainings/{job_id}/compare?with={after['job_id']}")  # the other way round
+    expect(page.locator(".pairs .differs").first).to_have_text(re.compile("Rank.*84"))
 
 
 def test_at_two_sizes_in_light_and_dark(visitor: Visitor, job_id: str, shoot: Shoot) -> None:

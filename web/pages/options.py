@@ -54,6 +54,8 @@ OPTIONS = {
     "validation.previews": "Sample prompts",
 }
 
+# What the absence of a value means.
+OPEN = {"seed": "a new one each time", "learns": "by what it is", "max_steps": "by the epochs"}
 # Where the docs tell more of an option: the page and its heading. Of a group, the heading has its name.
 DOCS = {
     "": ("task", "arguments"),
@@ -76,8 +78,13 @@ def option(name: str) -> str:
     return gettext(OPTIONS[name]) if name in OPTIONS else name
 
 
-def value(given: Any) -> str:
-    """The value of an option in the language of the request. Names such as `adamw` are those of requests."""
+def value(given: Any, name: str = "") -> str:
+    """The value of an option in the language of the request. Names such as `adamw` are those of requests.
+
+    `name`: of the option, for what its absence means.
+    """
+    if given is None and name in OPEN:
+        return gettext(OPEN[name])
     if isinstance(given, bool):
         return gettext("yes") if given else gettext("no")
     if isinstance(given, float):

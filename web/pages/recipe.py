@@ -28,7 +28,6 @@ router = APIRouter(prefix="/subjects/{id}/recipe", route_class=PageRoute, includ
 
 _MAX_JSON = 20_000
 _LISTED, _SIDES = "validation.previews", "data.resolutions"
-OPEN = {"seed": "a new one each time", "learns": "by what it is", "max_steps": "by the epochs"}  # instead of a default
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def _fields(base_model: str, typed: dict[str, str], faults: dict[str, str], docs
     return [
         OptionField(
             name, gettext(recipe_options.help_of(name)), typed.get(name, ""),
-            gettext(OPEN[name]) if name in OPEN else options.value(default),
+            options.value(None if name == "seed" else default, name),  # that of the defaults is only a placeholder
             _choices(name), refused.get(name),
             faults.get(f"recipe.{name}") or faults.get(f"recipe.{name.partition('.')[0]}"),
             options.docs_link(name, docs_url),
@@ -174,7 +173,7 @@ def preset(
     kept = subject_settings.get(services, caller.owner_id, subject_id)
     if kind is None:
         return _to_recipe(subject_id)
-    return _preset_page(request, services, caller, kept, kind, _with_preset(kept, kind), is_used=False)
+    return _preset_page(request, services, caller, kept, kind, _with_preset(services, kept, kind), is_used=False)
 
 
 @router.post("/preset")
@@ -184,14 +183,16 @@ def use_preset(
 ) -> Response:  # fmt: skip
     """Store the recipe with the preset. The answer can undo it."""
     kept = subject_settings.get(services, caller.owner_id, subject_id)
-    recipe = _with_preset(kept, kind)
+    recipe = _with_preset(services, kept, kind)
     subject_settings.change(services, caller.owner_id, subject_id, {"recipe": recipe})
     return _preset_page(request, services, caller, kept, kind, recipe, is_used=True)
 
 
-def _with_preset(kept: Subject, kind: Learns) -> dict[str, Any]:
+def _with_preset(services: Services, kept: Subject, kind: Learns) -> dict[str, Any]:
     made = presets.recipe_for(kind, kept.base_model, kept.trigger_word, kept.class_word)
-    return presets.added_to(kept.recipe or {}, made, kept.base_model)
+    pictures = subject_form.list_pictures(services, kept, TrainForm.of_subject(kept))
+    good = len(subject_form.good_ids(services, pictures))
+    return presets.added_to(kept.recipe or {}, made, kept.base_model, good)
 
 
 def _preset_page(

@@ -188,7 +188,8 @@ def signed(value: int) -> str:
 
 def size(value: int) -> str:
     """The size of a file."""
-    return f"{number(value / 1e6, '.1f')} MB" if value >= 1e5 else f"{number(value / 1e3, '.1f')} kB"
+    shown, unit = (value / 1e6, "MB") if value >= 1e5 else (value / 1e3, "kB")
+    return f"{number(shown, '.1f' if round(shown, 1) % 1 else '.0f')} {unit}"
 
 
 def in_group(name: str, prefix: str) -> bool:

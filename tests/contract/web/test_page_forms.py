@@ -58,7 +58,7 @@ def test_save_keeps_the_whole_recipe(visit: Visit) -> None:
     assert kept.recipe == {"rank": 32, "max_steps": 120, "resolution": 128}
     text = visit.get(REX).text
     assert (value_of(text, "max_steps"), value_of(text, "resolution")) == ("120", "128")
-    assert "Also in this recipe: Rank = 32." in text
+    assert "<li>Rank = 32</li>" in text
     visit.post(f"{REX}/settings", **FORM, max_steps="", resolution="128")
     assert subject_settings.get(visit.api.services, visit.owner, "rex").recipe == {"rank": 32, "resolution": 128}
     assert value_of(visit.get(f"{REX}?like=plain").text, "resolution") == ""
@@ -73,7 +73,7 @@ def test_the_form_is_prefilled_from_the_last_training(visit: Visit) -> None:
     for text in (visit.get(REX).text, visit.get(f"{REX}?like={job_id}").text):
         found = {name: value_of(text, name) for name in ("trigger_word", "max_steps", "resolution")}
         assert found == {"trigger_word": "fred", "max_steps": "33", "resolution": "128"}
-        assert "Also in this recipe: Separate magnitudes (DoRA) = yes." in text
+        assert "<li>Separate magnitudes (DoRA) = yes</li>" in text
     again = start(visit, "a", like=job_id, max_steps="34", resolution="128")
     spec = service.get(visit.api.services, again).spec
     assert (spec.max_steps, spec.resolution, spec.adapter.dora) == (34, 128, True)
