@@ -297,7 +297,7 @@ def test_by_keyboard_alone(visitor: Visitor) -> None:
     expect(page.locator("#price .sum")).to_contain_text("200 credits")  # sdxl
     page.keyboard.press("ArrowUp")
     expect(page.locator("#price .sum")).to_contain_text("50 credits")
-    reach("form[data-quote] summary")
+    reach("form[data-quote] summary:not(#other-bases)")
     page.keyboard.press("Space")
     reach("#resolution")
     page.keyboard.type("64")
