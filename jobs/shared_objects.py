@@ -46,14 +46,15 @@ class ObjectBeingDeleted(StoreUnavailable):
 # ---- for writers ----------------------------------------------------------------------------------------------
 
 
+_AMONG_THEM = col(UnusedObject.key).in_(sa.bindparam("used", expanding=True))
+_MARKED = sa.select(col(UnusedObject.key)).where(_AMONG_THEM, col(UnusedObject.deleting_since).is_not(None)).limit(1)
+
+
 def record_use(session: Session, *used: str) -> None:
     """Lock the keys, in the transaction that records a use of their objects. Raises ObjectBeingDeleted."""
     for key in sorted(used):
         _lock(session, key)
-    marked = select(UnusedObject.key).where(
-        col(UnusedObject.key).in_(used), col(UnusedObject.deleting_since).is_not(None)
-    )
-    if (found := session.exec(marked).first()) is not None:
+    if (found := session.execute(_MARKED, {"used": used}).scalar()) is not None:
         raise ObjectBeingDeleted("the same file is being deleted; try again in a moment", {"key": found})
 
 

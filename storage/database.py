@@ -128,8 +128,13 @@ class Database:
 
 def insert_if_absent(session: Session, row: SQLModel) -> None:
     """Insert `row`, or keep the existing row with the same key. The database decides races."""
-    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-    session.connection().execute(insert(type(row)).values(**row.model_dump()).on_conflict_do_nothing())
+    statement = _insert_if_absent(type(row), session.get_bind().dialect.name == "sqlite")
+    session.connection().execute(statement, row.model_dump())
+
+
+@cache
+def _insert_if_absent(table: type[SQLModel], is_sqlite: bool) -> sa.Insert:
+    return (sqlite.insert if is_sqlite else postgresql.insert)(table).on_conflict_do_nothing()
 
 
 def lock_name(session: Session, name: str) -> None:

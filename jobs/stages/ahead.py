@@ -10,6 +10,7 @@ import random
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
+from functools import cache
 
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
@@ -131,11 +132,13 @@ class Ahead:
 
 def _waiting_queues(session: Session) -> list[str]:
     """The queues for which jobs wait, found without reading the jobs."""
-    one = [
-        sa.select(sa.literal(name)).where(sa.exists().where(col(Job.queue) == name, is_waiting()))
-        for name in every_queue()
-    ]
-    return list(session.execute(sa.union_all(*one)).scalars())
+    return list(session.execute(_for_which_jobs_wait(tuple(every_queue()))).scalars())
+
+
+@cache  # an idle worker asks every second, and to build it takes longer than to answer it
+def _for_which_jobs_wait(queues: tuple[str, ...]) -> sa.CompoundSelect[tuple[str]]:
+    waits = (sa.exists().where(col(Job.queue) == name, is_waiting()) for name in queues)
+    return sa.union_all(*(sa.select(sa.literal(name)).where(one) for name, one in zip(queues, waits, strict=True)))
 
 
 def _unprepared(session: Session, ids: Collection[str], paused: Collection[str]) -> set[str]:
