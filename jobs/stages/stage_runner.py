@@ -201,7 +201,8 @@ def claim(services: Services, job_id: str, stage: Stage) -> tuple[Lease, Job]:
         claimed = claim_stage(session, job_id, stage, worker_name(), services.settings.lease_s)
         if claimed is None:
             raise _why_not_claimed(session.get(Job, job_id), stage)
-        transitions.begin(session, job_id)  # if all pictures were prepared before, this is the first stage with work
+        if claimed[1].status == Status.PENDING:  # all pictures were prepared before: this is the first stage with work
+            transitions.begin(session, job_id)
         transitions.record_stage(session, job_id, stage)
         return claimed
 
