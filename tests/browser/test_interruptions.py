@@ -151,7 +151,7 @@ def test_a_large_file_arrives_behind_a_proxy_that_alternates_between_machines(
 
     with serving(proxy, visitor.services, machines[0].state.streams) as base:
         page = visitor.open(base_url=base)
-        visitor.sign_in(page, "alma")
+        visitor.sign_in_by_form(page, "alma")
         page.goto("/subjects/mascot")
         page.locator("#files").set_input_files(archive)
         expect(page.locator("#pictures-head")).to_contain_text("3 good")

@@ -59,7 +59,7 @@ def id_of(page: Page) -> str:
 def test_from_pictures_to_a_file_and_again(visitor: Visitor, shoot: Shoot, tmp_path: Path) -> None:
     visitor.site.grant("ada", 10_000)
     page = visitor.open()
-    visitor.sign_in(page, "ada")
+    visitor.sign_in_by_form(page, "ada")
     shoot(page, "subjects-empty")
     check_accessible(page)
     page.get_by_label("New subject").fill("mascot")
@@ -256,7 +256,7 @@ def test_by_keyboard_alone(visitor: Visitor) -> None:
     """From the sign-in to a cancelled training with Tab, Enter, Space, arrows; what has the focus always shows it."""
     visitor.site.grant("kim", 10_000)
     page = visitor.open()
-    visitor.sign_in(page, "kim")
+    visitor.sign_in_by_form(page, "kim")
 
     def reach(selector: str) -> None:
         page.locator("body").evaluate("() => document.activeElement.blur()")
