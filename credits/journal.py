@@ -16,8 +16,13 @@ from credits.tables import ACCOUNT, ENTRY, HOLD, MAX_CREDITS
 OWN_KEYS = "imprint:"  # the prefix of the ledger's own keys; callers' keys must not begin with it
 _MAX_TEXT = 255
 _COUNTERPARTIES = {"grant": "issued", "settle": "revenue", "refund": "revenue"}
+# Statements are built once: to build one takes as long as to execute it.
+_ACCOUNT = sa.select(ACCOUNT.c.id).where(ACCOUNT.c.owner_id == sa.bindparam("owner")).with_for_update()
 _HOLDER = sa.select(HOLD.c.account_id).where(HOLD.c.id == sa.bindparam("hold_id")).scalar_subquery()
 _ACCOUNT_OF = sa.select(ACCOUNT.c.id).where(ACCOUNT.c.id == _HOLDER).with_for_update()
+_WITH_KEY = sa.select(ENTRY.c.id, ENTRY.c.request_hash).where(
+    ENTRY.c.account_id == sa.bindparam("account"), ENTRY.c.idempotency_key == sa.bindparam("key")
+)
 _APPEND = sa.insert(ENTRY)
 
 
@@ -59,8 +64,7 @@ def lock_account(session: Session, owner_id: str) -> str | None:
 
     On SQLite, where `with_for_update` has no effect, the transaction itself is the lock.
     """
-    query = sa.select(ACCOUNT.c.id).where(ACCOUNT.c.owner_id == owner_id).with_for_update()
-    account_id: str | None = session.execute(query).scalar()
+    account_id: str | None = session.execute(_ACCOUNT, {"owner": owner_id}).scalar()
     return account_id
 
 
@@ -77,10 +81,7 @@ def find_entry(session: Session, account_id: str, key: str, request: str) -> str
 
     Raises KeyReused if the earlier request was a different one.
     """
-    query = sa.select(ENTRY.c.id, ENTRY.c.request_hash).where(
-        ENTRY.c.account_id == account_id, ENTRY.c.idempotency_key == key
-    )
-    row = session.execute(query).one_or_none()
+    row = session.execute(_WITH_KEY, {"account": account_id, "key": key}).one_or_none()
     if row is None:
         return None
     if row.request_hash != request:

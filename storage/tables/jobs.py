@@ -229,7 +229,7 @@ class JobPicture(SQLModel, table=True):
     prepared_sha256: str | None = None
     width: int = 0
     height: int = 0
-    faults: list[str] = Field(default_factory=list, sa_column=json_column(list[str], nullable=False))
+    faults: list[str] = Field(default=[], sa_column=json_column(list[str], nullable=False))
     report: StoredReport | None = Field(default=None, sa_column=json_column(StoredReport))
 
     lease_token: int = 0
