@@ -1,7 +1,7 @@
 # Every target is a line or two; the work is done in tools/ and in the packages themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help docs docs-serve setup demo demo-remote up test test-quick test-full test-costs lint types imports audit faults faults-remote faults-callbacks soak screenshots bench-pipeline bench-decoding bench-ledger bench-latency bench-scale bench-fleet bench-fair bench-recovery bench-resume bench-full bench-gpu bench-remote bench-train bench-train-quick bench-quality bench-paint bench-web clean
+.PHONY: help docs docs-serve setup demo demo-remote up test test-quick test-full test-costs lint types imports audit faults faults-remote faults-callbacks soak screenshots bench-pipeline bench-decoding bench-ledger bench-latency bench-scale bench-fleet bench-fair bench-recovery bench-resume bench-full bench-gpu bench-remote bench-train bench-train-quick bench-quality bench-paint bench-scroll bench-web clean
 
 # Tests start hundreds of processes, so compiled modules must be kept, whatever the shell has set.
 unexport PYTHONDONTWRITEBYTECODE
@@ -74,6 +74,9 @@ screenshots: setup  ## every page, three sizes, two themes, with an index; PAGE=
 
 bench-paint: setup  ## first paint of the pages on a slow connection, in Chromium
 	@$(BIN)/python -m benchmarks.first_paint
+
+bench-scroll: setup  ## scrolling a subject with 500 pictures: CPU time of the page's main thread, as JSON
+	@$(BIN)/python -m benchmarks.scrolling
 
 bench-web: setup  ## HTTP API with 200 event streams and 50 requests a second, as JSON
 	@$(BIN)/python -m benchmarks.web

@@ -103,7 +103,7 @@ def added_to(
     not go together, it is the preset's alone.
     """
     kept = {name: value for name, value in recipe_options.by_path(recipe).items() if name not in _SET_BY_PRESETS}
-    quarter = max(1, _epochs(kept, pictures) // 4)
+    quarter = max(1, -(-_epochs(kept, pictures) // 4))  # rounded up: no fifth one just before the end
     quarters = {"checkpoint_every": quarter, "validation.every_epochs": quarter}
     both = recipe_options.nested({**kept, **recipe_options.by_path(made), **quarters})
     try:

@@ -170,14 +170,17 @@ def seconds(value: float | None) -> str:
     return words % {"hours": hours, "minutes": minutes}
 
 
-def at(value: datetime | None) -> str:
-    """A time in UTC, to the minute."""
-    return "" if value is None else f"{value:%Y-%m-%d %H:%M} UTC"
+def at(value: datetime | None, to_seconds: bool = False) -> str:
+    """A time in UTC, to the minute or second."""
+    return "" if value is None else f"{value:{'%Y-%m-%d %H:%M:%S' if to_seconds else '%Y-%m-%d %H:%M'}} UTC"
 
 
-def when(value: datetime | None) -> Markup:
+def when(value: datetime | None, to_seconds: bool = False) -> Markup:
     """A time as an element, which the script of the page shows in the time zone of the browser."""
-    return Markup("") if value is None else Markup('<time datetime="{}">{}</time>').format(value.isoformat(), at(value))
+    if value is None:
+        return Markup("")
+    kind = Markup(" data-seconds") if to_seconds else ""
+    return Markup('<time datetime="{}"{}>{}</time>').format(value.isoformat(), kind, at(value, to_seconds))
 
 
 def signed(value: int) -> str:

@@ -443,7 +443,7 @@ function localize(time) {
   time.textContent = ("seconds" in time.dataset ? timesToSeconds : times).format(at);
 }
 function localizeOption(option) { // an <option> cannot contain a <time>
-  option.textContent = option.textContent.replace(option.dataset.utc, times.format(new Date(option.dataset.at)));
+  option.textContent = option.textContent.replace(option.dataset.utc, timesToSeconds.format(new Date(option.dataset.at)));
 }
 
 function prepare(root) {

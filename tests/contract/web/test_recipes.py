@@ -90,7 +90,7 @@ def test_a_preset_says_what_it_changes_keeps_the_steps_and_is_undone(api: Api) -
     assert "Layers with a LoRA: all → attention" in shown
     assert "Keep every checkpoint: no → yes" in shown
     assert "What it learns: by what it is → character" in shown
-    assert "Epochs between checkpoints: 10 → 8" in shown, "200 steps on 6 pictures are 33 epochs: a quarter of those"
+    assert "Epochs between checkpoints: 10 → 9" in shown, "200 steps on 6 pictures are 33 epochs: a quarter of those"
     assert "A training costs 20 credits, as before." in shown
     assert "Steps:" not in shown
     assert "Rank:" not in shown
