@@ -59,6 +59,47 @@ def test_a_deletion_is_undone(world: World, page: Page) -> None:
     assert [one.id for one in subject_pictures.list_pictures(world.services, OWNER, "vase")] == [picture]
 
 
+def test_the_part_that_is_trained_is_moved_by_mouse_and_by_keyboard(world: World, page: Page) -> None:
+    one = subject_pictures.list_pictures(world.services, OWNER, SUBJECT)[0]
+    sign_in(page, world.owner_token)
+    page.goto(f"/subjects/{SUBJECT}/images/{one.id}/edit")
+    form, frame = page.locator("#crop-form"), page.locator("#cropper .frame")
+
+    def numbers() -> list[int]:
+        return [int(form.locator(f"[name={name}]").input_value()) for name in ("left", "top", "width", "height")]
+
+    def drag(by: int) -> None:
+        box = grip.bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(box["x"] + by, box["y"] + by, steps=4)
+        page.mouse.up()
+
+    grip, before = frame.locator(".grip"), numbers()
+    grip.scroll_into_view_if_needed()
+    drag(-80)  # by its corner it becomes smaller, in its shape
+    smaller = numbers()
+    assert smaller[:2] == before[:2]
+    assert smaller[2] < before[2]
+    assert abs(smaller[2] / smaller[3] - before[2] / before[3]) < 0.05
+    grip = frame
+    drag(300)  # and stays inside the picture
+    moved = numbers()
+    assert moved[2:] == smaller[2:]
+    assert moved[0] > smaller[0]
+    assert moved[0] + moved[2] <= one.width
+    assert moved[1] + moved[3] <= one.height
+    frame.press("ArrowLeft")
+    frame.press("Shift+ArrowLeft")
+    last = numbers()
+    assert last[0] < moved[0]
+    assert last[2] < moved[2]
+    page.get_by_role("button", name="Train this part").click()
+    expect(page.locator("#main")).to_contain_text("cropped by you")
+    assert numbers() == last
+
+
 def test_a_preset_is_seen_used_and_undone(world: World, page: Page) -> None:
     stored = {"max_steps": 200, "validation": {"previews": ["rex asleep", "rex at sea"]}}
     subject_settings.change(world.services, OWNER, "cup", {"base_model": "sd15", "recipe": stored})

@@ -159,11 +159,28 @@ def test_from_pictures_to_a_file_and_again(visitor: Visitor, shoot: Shoot, tmp_p
     assert visitor.site.view(again)["spec"]["seed"] == view["spec"]["seed"]
 
 
+# Headless Chromium shows no notices, and takes every tab for the one that is seen.
+_NOTICES = """
+globalThis.away = false;
+globalThis.shown = [];
+Object.defineProperty(document, "hidden", { get: () => away });
+globalThis.Notification = class {
+  static permission = "granted";
+  static async requestPermission() { return "granted"; }
+  constructor(title, options) { shown.push(options.tag); }
+};
+"""
+
+
 def test_cancel_says_what_it_costs(visitor: Visitor, shoot: Shoot) -> None:
     equip(visitor, "carl")
     job_id = begin(visitor, "carl", max_steps=LONG, resolution=256)
     page = visitor.open(size=PHONE, scheme="dark")
+    page.add_init_script(_NOTICES)
     visitor.sign_in(page, "carl")
+    page.goto("/account")
+    page.get_by_role("button", name="Notices of this browser: off").click()
+    expect(page.get_by_role("button", name="Notices of this browser: on")).to_be_visible()
     page.goto(f"/trainings/{job_id}")
     before = None
     for _ in range(2):  # the step moves on by itself
@@ -175,8 +192,11 @@ def test_cancel_says_what_it_costs(visitor: Visitor, shoot: Shoot) -> None:
     expect(page.locator("[aria-current=step]")).to_contain_text("Train")
     shoot(page, "training-running-phone-dark")
     check_accessible(page)
+    page.evaluate("away = true")
     page.get_by_role("button", name="Cancel the training").click()
     expect(page.locator("#notice")).to_contain_text("Training cancelled")
+    page.wait_for_function("shown.length")
+    assert page.evaluate("shown") == [f"/trainings/{job_id}"], "one notice of the browser"
     view = visitor.site.view(job_id)
     assert view["status"] == "cancelled"
     assert view["credits"]["charged"] > 0
@@ -366,6 +386,10 @@ def test_operators_see_the_installation(visitor: Visitor, shoot: Shoot) -> None:
     check_accessible(page)
     page.goto(f"/trainings/{job_id}")
     expect(page.get_by_role("button", name="Cancel")).to_have_count(0)  # a token that may only look
+    page.goto("/operators")
+    page.evaluate("window.same = true")
     service.cancel(visitor.services, job_id)
+    expect(page.get_by_role("region", name="Active trainings")).not_to_contain_text(job_id)
+    assert page.evaluate("window.same"), "the page is live: nobody has to reload it"
     log = json.dumps(visitor.asked)
     assert "imp_" not in log  # no token is ever in an address
