@@ -1,9 +1,11 @@
 """A live model with one job in its engine, stepped by the test itself; the wait for an engine that steps by itself."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 
 from training.backends.local_training import LocalTraining
@@ -28,6 +30,18 @@ def wait_until_gone(job: SlotJob) -> None:
     while not job.gone:
         job.news.wait(1.0)
         job.news.clear()
+
+
+def meet(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Let the engine begin once `count` jobs have joined it: on a busy machine, one could end before the next joins."""
+    join, barrier = Engine.join, threading.Barrier(count)
+
+    def joined(engine: Engine, job: SlotJob) -> None:
+        with engine.paused():
+            join(engine, job)
+            barrier.wait(120)
+
+    monkeypatch.setattr(Engine, "join", joined)
 
 
 class Live:

@@ -14,14 +14,13 @@ from peft import LoraConfig
 from core.errors import Cancelled, HandOver, ImprintError, LossNotFinite, Stop
 from tests.families import LOCAL
 from tests.training.conftest import MemoryCheckpoints, Watcher
-from tests.training.live import Live, wait_until_gone
+from tests.training.live import Live, meet, wait_until_gone
 from training import families
 from training.backends import resident
 from training.backends.local import train
 from training.backends.local_training import LocalTraining
 from training.engine.cohorts import assignment
 from training.engine.cohorts.cohort import Cohort
-from training.engine.cohorts.slot_job import SlotJob
 from training.engine.engine import Engine
 from training.engine.objective import errors
 from training.families.family import Base, Where
@@ -116,18 +115,14 @@ def test_a_jobs_bytes_do_not_depend_on_its_neighbours(runs: Runs, family: str, t
 
 def test_jobs_are_stepped_together(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    step, join, barrier = Cohort.step, Engine.join, threading.Barrier(4)
+    step = Cohort.step
 
     def counted(self: Cohort) -> None:
         seen.append(len(self))
         step(self)
 
-    def joined(self: Engine, job: SlotJob) -> None:
-        barrier.wait(60)  # on a busy machine, one could have encoded and trained before the next has encoded
-        join(self, job)
-
     monkeypatch.setattr(Cohort, "step", counted)
-    monkeypatch.setattr(Engine, "join", joined)
+    meet(monkeypatch, 4)
     results = side_by_side(*(runs(name=str(n), seed=n, slots=4, max_steps=60) for n in range(4)))
     assert all(isinstance(result, TrainResult) for result in results)
     assert max(seen) == 4

@@ -17,7 +17,7 @@ from core.errors import Cancelled, DeviceLost, HandOver, OutOfMemory, Stop, Work
 from jobs.stages import control
 from tasks.workers import worker
 from tests.training.conftest import MemoryCheckpoints, Watcher
-from tests.training.live import wait_until_gone
+from tests.training.live import meet, wait_until_gone
 from tests.training.test_engine import base_of, side_by_side
 from training import device, device_failure, families
 from training.backends import local_training, resident
@@ -78,12 +78,20 @@ def test_a_device_error_ends_every_job_and_hangs_none(
     fail_after(monkeypatch, 3)
     many = [runs(name=str(n), seed=n, slots=2, max_steps=10_000) for n in range(4)]  # two of them wait for a slot
     ended_at_report: list[int] = []
-    ended: list[SlotJob] = []
+    ended: list[bool] = []
     end = SlotJob.end
-    monkeypatch.setattr(SlotJob, "end", lambda job, *error: (ended.append(job), end(job, *error))[1])
+
+    def ending(job: SlotJob, *error: BaseException) -> None:
+        assert resident._resident is not None
+        ended.append(resident._resident.engine.is_alive)
+        end(job, *error)
+
+    meet(monkeypatch, 4)
+    monkeypatch.setattr(SlotJob, "end", ending)
     device_failure.on_device_failure(lambda _: ended_at_report.append(len(ended)))
     found = side_by_side(*many)
     assert [type(one) for one in found] == [DeviceLost] * 4
+    assert ended == [True] * 4, "without a thread, a job would take the worker for lost"
     assert ended_at_report == [0], "the worker knows before any job is free to be tried again"
     assert all(isinstance(one, DeviceLost) and one.retryable for one in found)
     assert len(reported) == 1

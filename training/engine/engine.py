@@ -291,9 +291,9 @@ class Engine:
         """End every job, and the engine. Does not use the device."""
         with self._changed:
             self.failure = failure
-            jobs = [*self._waiting, *self._cohorts.jobs]
-            self._waiting, self._thread, self._is_stepping = [], None, False
-            for job in jobs:
+            for job in [*self._waiting, *self._cohorts.jobs]:
                 job.end(failure)
+            # Only now: a job that finds no thread and has not ended takes the thread for lost.
+            self._waiting, self._thread, self._is_stepping = [], None, False
             self._changed.notify_all()
         self._cohorts.clear()
