@@ -15,6 +15,7 @@ from benchmarks.fairness.workers import Step, Steps, patiently
 from core.clock import utcnow
 from jobs import service
 from jobs.admission import workers
+from jobs.admission.places import Places
 from jobs.lifecycle import sweeps
 from jobs.lifecycle.leases import Lease
 from jobs.owners import accounts
@@ -117,11 +118,15 @@ class Simulation:
             self._take_results(0, steps, self._workers[0].results())
 
     def _note_expected(self) -> None:
-        """What the owners of waiting jobs are told now, in ticks from now."""
+        """What the owners of waiting jobs are told once all jobs are known, in ticks from now."""
         now = utcnow()
+        places = Places(self._services.database, self._services.settings)  # those of the services are seconds old
         with self._services.database.reading() as session:
-            for job in session.exec(select(Job).where(col(Job.admitted_at).is_(None))).all():
-                found = self._services.places.get(session, job)
+            waiting = session.exec(select(Job).where(col(Job.admitted_at).is_(None))).all()
+            places.get(session, waiting[0])
+            places.wait()  # of many jobs, a thread computes them
+            for job in waiting:
+                found = places.get(session, job)
                 if found.start is not None and found.end is not None:
                     per_tick = job.expected_s / TICKS
                     self._expected[job.id] = _seconds(now, found.start) / per_tick, _seconds(now, found.end) / per_tick
