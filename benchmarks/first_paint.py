@@ -68,7 +68,7 @@ def measure(world: World, browser: Browser, base: str) -> list[dict[str, Any]]:
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="imprint-") as home:
         world = make_world(Path(home))
-        with served(world) as base, sync_playwright() as playwright:
+        with served(world.services) as base, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, chromium_sandbox=False)
             rows = measure(world, browser, base)
             browser.close()

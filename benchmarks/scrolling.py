@@ -18,7 +18,7 @@ from core.settings import Settings
 from jobs.owners import tokens
 from jobs.services import Services
 from jobs.subjects import subject_pictures
-from tools.screenshots import CHROMIUM, FLAGS, PICTURES, World, served, sign_in
+from tools.screenshots import CHROMIUM, FLAGS, PICTURES, served, sign_in
 
 NUMBER, SIDE = 500, 512
 TURNS, PIXELS, EVERY_MS = 60, 700, 60  # of the wheel
@@ -90,8 +90,7 @@ def main() -> None:
         services.database.migrate()
         add_pictures(services)
         secret, _ = tokens.create(services, "the browser", owner_id="ada")
-        world = World(services, secret, "", [], "", "", "", "", "", "")
-        with served(world) as base, sync_playwright() as playwright:
+        with served(services) as base, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, chromium_sandbox=False)
             for without in (False, True):
                 page = browser.new_page(base_url=base, viewport={"width": 390, "height": 844})

@@ -87,17 +87,18 @@ class ImprintError(Exception):
     """An error that says what happened, to what, and what to do.
 
     `message` is for the owner and never contains a secret, a foreign body or a presigned address. `details` is
-    JSON-serialisable and is stored with the job.
+    JSON-serialisable and is stored with the job. `retry_after_s`: for so long another attempt will not help, as far as
+    is known.
     """
 
     code: ClassVar[FailureCode] = FailureCode.INTERNAL
     retryable: ClassVar[bool] = False
-    retry_after_s = 0.0  # for so long another attempt will not help, as far as is known
 
-    def __init__(self, message: str, details: dict[str, Any] | None = None) -> None:
+    def __init__(self, message: str, details: dict[str, Any] | None = None, *, retry_after_s: float = 0.0) -> None:
         super().__init__(message, details)
         self.message = message
         self.details = details or {}
+        self.retry_after_s = retry_after_s
 
     def __str__(self) -> str:
         return self.message

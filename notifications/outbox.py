@@ -32,6 +32,7 @@ _PUT = sa.insert(MESSAGE)
 _ID: sa.BindParameter[str] = sa.bindparam("message_id")
 _FIND = sa.select(*COLUMNS).where(MESSAGE.c.id == _ID, WAITING)
 _KEEP = sa.update(MESSAGE).where(MESSAGE.c.id == _ID, WAITING)
+_FAILED = _KEEP.values(attempts=MESSAGE.c.attempts + 1, claimed_until=None).returning(MESSAGE.c.kind)
 _UNSENT = sa.update(MESSAGE).where(MESSAGE.c.id == _ID, MESSAGE.c.sent_at.is_(None)).returning(MESSAGE.c.kind)
 _LAST = sa.select(sa.func.max(MESSAGE.c.sequence)).where(MESSAGE.c.job_id == sa.bindparam("of_job"))
 
@@ -151,9 +152,7 @@ def mark_failed(
     Returns False if the message no longer waits. `error` is our text, never a foreign body, cut to 500 characters.
     """
     change: dict[str, Any] = {"due_at": next_due} if next_due else {"dead_at": now or utcnow()}
-    change |= {"attempts": MESSAGE.c.attempts + 1, "last_error": error[:_MAX_ERROR], "claimed_until": None}
-    failed = sa.update(MESSAGE).where(MESSAGE.c.id == message_id, WAITING).values(**change).returning(MESSAGE.c.kind)
-    return _record_outcome(session, failed, {})
+    return _record_outcome(session, _FAILED, {"message_id": message_id, "last_error": error[:_MAX_ERROR], **change})
 
 
 def make_due_now(session: Session, job_ids: Iterable[str], kind: Kind, now: datetime | None = None) -> int:

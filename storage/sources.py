@@ -74,9 +74,7 @@ class Sources:
         except (AddressRefused, AnswerRefused) as error:
             raise ImageRefused(error.message, error.details) from None
         except Unreachable as error:
-            away = ImageUnreachable(error.message, error.details)
-            away.retry_after_s = error.retry_after_s
-            raise away from None
+            raise ImageUnreachable(error.message, error.details, retry_after_s=error.retry_after_s) from None
 
     def _check(self, reference: str) -> str:
         """Check a reference; returns its scheme. Raises ImageRefused or AddressRefused."""

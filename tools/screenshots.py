@@ -239,10 +239,10 @@ def pages(world: World) -> dict[str, dict[str, str]]:
 
 
 @contextmanager
-def served(world: World) -> Iterator[str]:
-    """The page of `world` over HTTP."""
-    app = create_app(world.services)
-    with serving(app, world.services, app.state.streams) as base:
+def served(services: Services) -> Iterator[str]:
+    """The page over HTTP; its address."""
+    app = create_app(services)
+    with serving(app, services, app.state.streams) as base:
         yield base
 
 
@@ -316,7 +316,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="imprint-") as home:
         world = make_world(Path(home))
         found = pages(world)
-        with served(world) as base, sync_playwright() as playwright:
+        with served(world.services) as base, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, chromium_sandbox=False)
             for token, addresses in found.items():
                 shoot(browser, base, token, addresses, asked.out, asked.only, asked.language)

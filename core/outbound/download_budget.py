@@ -52,11 +52,10 @@ class DownloadBudget:
                 "download (IMPRINT_FETCH_REQUEST_S)"
             )
         if self._hosts.left_s(of_host) <= 0:
-            away = Unreachable(
-                f"{host} was not called: it was too slow for {self._hosts.limit_s:g} s in all (IMPRINT_FETCH_HOST_S)"
+            raise Unreachable(
+                f"{host} was not called: it was too slow for {self._hosts.limit_s:g} s in all (IMPRINT_FETCH_HOST_S)",
+                retry_after_s=self._hosts.ends_in_s(of_host),
             )
-            away.retry_after_s = self._hosts.ends_in_s(of_host)
-            raise away
         begun = self._clock()
         try:
             yield left_s

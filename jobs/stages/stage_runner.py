@@ -82,7 +82,8 @@ def picture_groups(pictures: Iterable[tuple[int, bool, int]]) -> list[list[int]]
     """The positions of pictures by message, for (position, whether it is fetched from an address, size in bytes).
 
     A message costs as much CPU time as a small picture. But pictures of one message are prepared one after the other,
-    so a message has few bytes, and of a few addresses, whose hosts may be slow, it has two at most.
+    so a message has few bytes, and of addresses, whose hosts may be slow, it has two, or a twelfth of the job's if
+    those are more.
     """
     given = list(pictures)
     fetched_together = max(2, math.ceil(sum(is_fetched for _, is_fetched, _ in given) / _FETCHING))

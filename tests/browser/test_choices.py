@@ -20,7 +20,7 @@ PICTURE = sorted(PICTURES.glob("*.png"))[0]
 
 @pytest.fixture(scope="module")
 def base(world: World) -> Iterator[str]:
-    with served(world) as address:
+    with served(world.services) as address:
         yield address
 
 

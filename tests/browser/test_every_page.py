@@ -65,7 +65,7 @@ def test_the_book_has_every_page(world: World) -> None:
 def test_axe_finds_nothing(world: World, browser: Browser) -> None:
     """On a phone in the dark, in German, whose words are longer; and the colours on a desktop in the light."""
     found, wide = [], []
-    with served(world) as base:
+    with served(world.services) as base:
         for token, by_name in pages(world).items():
             context = browser.new_context(base_url=base, locale="de")
             page = context.new_page()
@@ -90,7 +90,7 @@ def test_axe_finds_nothing(world: World, browser: Browser) -> None:
 def test_times_are_local_also_where_an_element_cannot_be(world: World, browser: Browser) -> None:
     """In the options of a select, and in the history of a job. Without script they say UTC."""
     compare = f"/trainings/{world.ready}/compare?with={world.earlier}"
-    with served(world) as base:
+    with served(world.services) as base:
         for script in (True, False):
             context = browser.new_context(
                 base_url=base, java_script_enabled=script, locale="en-US", timezone_id="Asia/Kolkata"
