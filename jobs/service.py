@@ -1,6 +1,6 @@
 """What applications and operators do with trainings: submit, get, list, cancel, retry, download."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +32,21 @@ def submit(
     origin: Origin = Origin(),  # noqa: B008 - frozen
     call: TaskCall | None = None,
 ) -> JobView:
-    """Accept a training: the job, its hold on credits and its first message in one transaction.
+    """Accept a training: the job and its hold on credits, in one transaction (`jobs.requests.acceptance`).
 
+    Where a worker has room, the same transaction admits the job (`jobs.admission.decide`) and queues its launch.
     The same idempotency key with the same request returns the same job. The callbacks of the Celery task that asks for
     it (`call`) are kept with the job. Raises SpecInvalid with every fault, KeyReused or InsufficientCredits; then
     nothing is stored.
     """
-    return _start(
-        services, lambda: training_request.parse(arguments, services.settings, services.sources), origin, call
-    )
-
-
-def _start(
-    services: Services, parse: Callable[[], TrainingRequest], origin: Origin, call: TaskCall | None = None
-) -> JobView:
     with span("submit") as begun:
-        job = _submit(services, parse(), origin, call)
+        request = training_request.parse(arguments, services.settings, services.sources)
+        job = _submit(services, request, origin, call)
         tracing.name_job(begun, job.id)
     return get(services, job.id)
 
 
-def _submit(services: Services, request: TrainingRequest, origin: Origin, call: TaskCall | None) -> Job:
+def _submit(services: Services, request: TrainingRequest, origin: Origin, call: TaskCall | None = None) -> Job:
     try:
         with services.database.writing() as session:
             return accept(session, request, services.settings, origin, call)
@@ -178,11 +172,11 @@ def retry(services: Services, job_id: str, owner_id: str | None = None, key: str
         pictures = session.exec(
             select(JobPicture).where(JobPicture.job_id == job_id).order_by(col(JobPicture.position))
         ).all()
-
-    def parse() -> TrainingRequest:
-        return repeated_request.repeat(job, pictures, key, services.settings, services.sources)
-
-    return _start(services, parse, Origin(job.message_id, job.style_id))
+    with span("submit") as begun:
+        request = repeated_request.repeat(job, pictures, key, services.settings, services.sources)
+        again = _submit(services, request, Origin(job.message_id, job.style_id))
+        tracing.name_job(begun, again.id)
+    return get(services, again.id)
 
 
 def quote_again(services: Services, job_id: str, owner_id: str | None = None) -> quotes.Quote:

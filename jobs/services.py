@@ -16,8 +16,7 @@ from core.outbound.download_budget import DownloadBudget
 from core.outbound.guard import Guard
 from core.settings import Settings, settings
 from core.telemetry import tracing
-from jobs.admission.decide import decide_due
-from jobs.admission.due import DUE
+from jobs.admission.decide import DUE, decide_due
 from jobs.admission.places import Places
 from jobs.lifecycle.lease_keeper import LeaseKeeper
 from jobs.notices.outbox_sender import OutboxSender
@@ -51,8 +50,8 @@ class Services:
         sender = self.outbox_sender
         database = Database(
             self.settings.database,
-            {outbox.CHANGED: sender.wake} if sender else None,
-            {DUE: lambda session: decide_due(session, self.settings)},
+            before_commit={DUE: lambda session: decide_due(session, self.settings)},
+            after_commit={outbox.CHANGED: sender.wake} if sender else None,
         )
         database.migrate()
         return database

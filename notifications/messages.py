@@ -23,7 +23,7 @@ class Message:
     """A message as its sender needs it. `attempts` counts the failed ones, `task_id` is of a `TaskCall`."""
 
     id: str
-    kind: str
+    kind: Kind
     topic: str
     job_id: str | None
     owner_id: str | None

@@ -51,6 +51,7 @@ def put(
 ) -> str:
     """Write a message, due now or at `due_at`. Returns its id, which stays the same in every attempt.
 
+    After the commit, the process's OutboxSender has `tasks.relay` hand the messages that are due to Celery tasks.
     `payload` is JSON-serialisable and contains ids, not secrets. The messages of one job are numbered from 1.
     """
     now = utcnow()

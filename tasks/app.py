@@ -31,7 +31,7 @@ app = ImprintCelery(
     "imprint",
     task_cls="tasks.arguments:CheckedTask",
     include=[
-        "tasks.callbacks",
+        "tasks.outbox_tasks",
         "tasks.drawings",
         "tasks.ingress",
         "tasks.relay",

@@ -81,6 +81,7 @@ def _send(services: Services, message: Message) -> None:
 
 
 def _signature(message: Message) -> tuple[str, tuple[str | None, ...]]:
+    """The task that delivers a message, with its arguments."""
     match message.kind:
         case "notice":
             return "imprint.notify", (message.job_id, message.id)
@@ -98,9 +99,10 @@ def _signature(message: Message) -> tuple[str, tuple[str | None, ...]]:
             return "imprint.ask_caption", (message.payload["job_id"], message.payload["sha256"])
         case "launch" if message.topic == COMFYUI:
             return "imprint.send_to_comfyui", (message.payload["training"],)
-        case "launch":  # of no job
+        case "launch":  # of pictures at addresses
             return "imprint.fetch_images", (message.payload["fetch_id"],)
-    return "imprint.clean_up", (message.job_id, message.id)
+        case "cleanup":
+            return "imprint.clean_up", (message.job_id, message.id)
 
 
 def broker_answers() -> bool:

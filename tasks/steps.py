@@ -1,4 +1,4 @@
-"""The steps of the chain as Celery tasks: load, call, return."""
+"""The stages of a job as Celery tasks, which `tasks.pipeline` chains, and the error callback of each."""
 
 import logging
 import sys
@@ -10,6 +10,7 @@ from celery.exceptions import Ignore
 
 from core.errors import ImprintError
 from jobs.captioning import stage as captioning_stage
+from jobs.lifecycle import sweeps
 from jobs.services import services
 from jobs.stages import preprocessing, steps
 from jobs.stages.stage_runner import AlreadyDone, NothingToDo
@@ -95,3 +96,12 @@ def upload(self: "Task[..., Any]", job_id: str) -> None:
 def settle(self: "Task[..., Any]", job_id: str) -> None:
     """Charge, mark ready, notify."""
     run(self, lambda: steps.settle(services(), job_id))
+
+
+@app.task(name="imprint.step_failed", bind=True)
+def step_failed(self: "Task[..., Any]", job_id: str, message_id: str | None = None) -> None:
+    """A step ended with an error. Usually its job has failed already; if the process died, it has not.
+
+    `message_id` is the launch that the step belongs to. Earlier versions did not send it.
+    """
+    run(self, lambda: sweeps.repair_job(services(), job_id, message_id))

@@ -1,4 +1,4 @@
 """Admission: which waiting job is sent to the workers next, and how many are sent.
 
-`decide` has the order, `due` asks for a decision, `workers` knows the slots of live workers.
+`decide` admits jobs at the end of a transaction, in the order of `statement`; `workers` knows the slots of workers.
 """

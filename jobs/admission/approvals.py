@@ -12,7 +12,7 @@ from core.clock import utcnow
 from core.errors import NotApproved, NotFound, SpecInvalid
 from core.settings import Settings
 from credits import ledger
-from jobs.admission import due
+from jobs.admission import decide
 from jobs.admission.queues import HELD, is_waiting, queue_of
 from jobs.lifecycle import transitions
 from jobs.lifecycle.launches import record_event
@@ -73,7 +73,7 @@ def approve(services: Services, job_id: str) -> None:
         session.add(job)
         record_event(session, job_id, "approved")
         audit_log.record(session, "job.approved", job_id=job_id, owner_id=job.owner_id)
-        due.ask(session, job.queue)
+        decide.may_have_room(session, job.queue)
 
 
 def refuse(services: Services, job_id: str, reason: str = "") -> None:

@@ -8,8 +8,8 @@ from sqlmodel import Session, col, select
 
 from core.brokers.queues import TRAIN
 from core.clock import utcnow
-from jobs.admission.decide import ALIVE_S
 from jobs.admission.queues import REMOTE, queue_of
+from jobs.admission.statement import ALIVE_S
 from jobs.services import Services
 from jobs.view import JobView
 from storage.tables.admission import AdmissionPause, TrainingWorker

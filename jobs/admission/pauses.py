@@ -5,7 +5,7 @@ from sqlmodel import Session, col, select
 
 from core.clock import utcnow
 from core.errors import NotFound, SpecInvalid
-from jobs.admission import due
+from jobs.admission import decide
 from jobs.admission.decide import LOCK
 from jobs.admission.queues import every_queue
 from jobs.lifecycle.launches import record_event
@@ -55,7 +55,7 @@ def resume(services: Services, scope: str) -> None:
             raise NotFound(f"{scope} is not paused")
         session.delete(row)
         audit_log.record(session, "admission.resumed", scope=scope)
-    due.open_places(services.database, every_queue())
+    decide.open_places(services.database, every_queue())
 
 
 def list_pauses(services: Services) -> list[PauseView]:

@@ -22,9 +22,9 @@ from sqlmodel import Session, col, select
 
 from core.clock import utcnow
 from core.settings import Settings
-from jobs.admission.decide import ALIVE_S, decay_of
 from jobs.admission.expected import Expected
 from jobs.admission.queues import every_queue, is_waiting
+from jobs.admission.statement import ALIVE_S, decay_of
 from storage.database import Database
 from storage.tables.admission import OwnerShare, TrainingWorker
 from storage.tables.jobs import ACTIVE, IN_FLIGHT, Job, Stage

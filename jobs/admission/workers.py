@@ -10,9 +10,9 @@ from core.brokers.queues import TRAIN
 from core.clock import utcnow
 from core.errors import NotFound, SpecInvalid
 from core.settings import Settings
-from jobs.admission import due
-from jobs.admission.decide import ALIVE_S
+from jobs.admission import decide
 from jobs.admission.queues import queue_of
+from jobs.admission.statement import ALIVE_S
 from jobs.owners import audit_log
 from jobs.services import Services
 from jobs.view import Time, View
@@ -63,7 +63,7 @@ def beat(
         session.flush()
         drains = any(row.draining for row in _rows(session, worker))
     if opened:
-        due.open_places(services.database, opened)
+        decide.open_places(services.database, opened)
     return drains
 
 
@@ -83,7 +83,7 @@ def drain(services: Services, worker: str, draining: bool = True) -> WorkerView:
             row.draining = draining
             session.add(row)
         audit_log.record(session, "worker.drained" if draining else "worker.undrained", worker=worker)
-    due.open_places(services.database, [row.queue for row in rows])
+    decide.open_places(services.database, [row.queue for row in rows])
     return _view(rows)
 
 

@@ -63,7 +63,7 @@ class DrawingLease:
         self.write(session, lease_until=utcnow() + timedelta(seconds=lease_s))
 
 
-def send_launch(session: Session, row: DrawingRow, settings: Settings, delay_s: float = 0.0) -> None:
+def queue_launch(session: Session, row: DrawingRow, settings: Settings, delay_s: float = 0.0) -> None:
     """Queue the message that launches a drawing, and set when the sweep checks that a worker took it."""
     due = utcnow() + timedelta(seconds=delay_s)
     look = next_check(due, row.launches, settings)
@@ -107,14 +107,14 @@ def claim(session: Session, drawing_id: str, holder: str, lease_s: float) -> tup
 def hand_over(session: Session, lease: DrawingLease, settings: Settings) -> None:
     """Release the lease of a worker that stops. The attempt does not count; another worker gets the drawing."""
     lease.write(session, attempt=max(lease.attempt - 1, 0))
-    send_launch(session, session.get_one(DrawingRow, lease.job_id, populate_existing=True), settings)
+    queue_launch(session, session.get_one(DrawingRow, lease.job_id, populate_existing=True), settings)
 
 
 def postpone(session: Session, lease: DrawingLease, error: ImprintError, settings: Settings) -> None:
     """Release the lease for another attempt, with a delay that doubles."""
     lease.write(session, waiting_note=error.message)
     row = session.get_one(DrawingRow, lease.job_id, populate_existing=True)
-    send_launch(session, row, settings, settings.retry_base_s * 2 ** (lease.attempt - 1))
+    queue_launch(session, row, settings, settings.retry_base_s * 2 ** (lease.attempt - 1))
 
 
 def finish(session: Session, lease: DrawingLease, settings: Settings) -> bool:
@@ -171,7 +171,7 @@ def repair(session: Session, drawing_id: str, settings: Settings) -> bool:
         return fail(session, row.id, TrainingTimeout("no worker finished the drawing within a day"))
     if row.lease_until is not None and row.attempt >= settings.max_attempts:
         return fail(session, row.id, WorkerLost(f"{row.attempt} workers ended while they drew it"))
-    send_launch(session, row, settings)
+    queue_launch(session, row, settings)
     return True
 
 

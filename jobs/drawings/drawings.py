@@ -177,7 +177,7 @@ def _create(session: Session, services: Services, request: DrawingRequest, job_i
         )  # fmt: skip
     session.add(row)
     session.flush()
-    transitions.send_launch(session, row, settings)
+    transitions.queue_launch(session, row, settings)
     audit_log.record(
         session, "drawing.accepted", job_id=row.job_id, owner_id=row.owner_id, drawing_id=row.id, credits=made.credits
     )

@@ -35,8 +35,11 @@ def next_check(due: datetime, launches: int, settings: Settings) -> datetime:
     return due + timedelta(seconds=settings.relaunch_after_s * 2 ** min(launches, 6))
 
 
-def send_launch(session: Session, job: Job, settings: Settings, delay_s: float = 0.0) -> None:
-    """Queue the message that launches the remaining stages, and set when the sweep checks that a worker took it."""
+def queue_launch(session: Session, job: Job, settings: Settings, delay_s: float = 0.0) -> None:
+    """Queue the message from which `tasks.pipeline` sends the remaining stages, once this transaction has committed.
+
+    Also set when the sweep checks that a worker took it.
+    """
     due = utcnow() + timedelta(seconds=delay_s)
     look = next_check(due, job.launches, settings)
     session.connection().execute(

@@ -49,7 +49,7 @@ def repair_job(session: Session, job_id: str, settings: Settings) -> bool:
         return transitions.fail(
             session, job_id, WorkerLost(f"{job.stage}: {job.attempt} attempts ended early; {reason}")
         )
-    launches.send_launch(session, job, settings)
+    launches.queue_launch(session, job, settings)
     launches.record_event(
         session,
         job_id,
@@ -83,7 +83,7 @@ def count_failed_launch(session: Session, job_id: str, message_id: str | None, s
         return transitions.fail(session, job_id, ImprintError(reason))
     delay_s = settings.retry_base_s * 2 ** (failed - 1)
     session.connection().execute(sa.update(Job).where(col(Job.id) == job_id).values(failed_launches=failed))
-    launches.send_launch(session, job, settings, delay_s)
+    launches.queue_launch(session, job, settings, delay_s)
     launches.record_event(
         session, job_id, "retry", stage=job.stage, attempt=job.attempt,
         reason="an error before a worker had begun", delay_s=delay_s,

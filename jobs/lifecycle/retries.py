@@ -10,7 +10,7 @@ from sqlmodel import Session, col
 from core.clock import utcnow
 from core.errors import ImprintError
 from core.settings import Settings
-from jobs.lifecycle.launches import record_event, send_launch
+from jobs.lifecycle.launches import queue_launch, record_event
 from jobs.lifecycle.leases import Lease
 from storage.tables.jobs import ACTIVE, Job, JobPicture
 
@@ -72,5 +72,5 @@ def hand_over(session: Session, lease: Lease, settings: Settings, reason: str) -
     """Release the lease of a worker that cannot continue. The attempt does not count; another worker gets the job."""
     lease.write(session, attempt=max(lease.attempt - 1, 0))
     job = session.get_one(Job, lease.job_id, populate_existing=True)
-    send_launch(session, job, settings)
+    queue_launch(session, job, settings)
     record_event(session, lease.job_id, "retry", stage=lease.stage, reason=reason, delay_s=0)

@@ -12,7 +12,7 @@ from core.settings import Settings
 from core.telemetry import metrics
 from core.telemetry.logging import job_context
 from credits.audit import AuditFinding, audit
-from jobs.admission import due, workers
+from jobs.admission import decide, workers
 from jobs.admission.queues import every_queue
 from jobs.lifecycle import invariants, repair
 from jobs.lifecycle.periodic import each
@@ -45,7 +45,7 @@ def repair_jobs(services: Services, limit: int = 500) -> int:
 def admit_jobs(services: Services) -> None:
     """Admit jobs where there is room that no transaction has noticed: after a worker has vanished, for example."""
     workers.forget_dead(services)
-    due.open_places(services.database, every_queue())
+    decide.open_places(services.database, every_queue())
 
 
 def sweep_done(services: Services) -> None:

@@ -21,8 +21,8 @@ from core.errors import ImprintError
 from core.settings import Settings
 from credits import ledger
 from credits.price import price_of_part
-from jobs.admission import due
-from jobs.lifecycle.launches import record_event, send_launch
+from jobs.admission import decide
+from jobs.lifecycle.launches import queue_launch, record_event
 from jobs.lifecycle.leases import Lease
 from jobs.notices import callbacks, notices
 from jobs.owners import audit_log
@@ -45,12 +45,13 @@ FINAL_NOTICES: dict[Status, Event] = {
 _OF_JOB = sa.update(Job).where(col(Job.id) == sa.bindparam("of_job")).returning(Job)
 _OF_JOB = _OF_JOB.execution_options(synchronize_session=False, populate_existing=True)
 KEY_PREFIXES = ("http:", "model_training:")  # keep the idempotency keys of the doors apart
+# After preprocess, which ends when the stage after it is claimed.
 NEXT_STAGE = {
     Stage.CAPTION: Stage.DATASET, Stage.DATASET: Stage.TRAIN, Stage.TRAIN: Stage.UPLOAD, Stage.UPLOAD: Stage.SETTLE,
 }  # fmt: skip
 
 
-def notify(session: Session, job: Job, event: Event) -> None:
+def queue_notices(session: Session, job: Job, event: Event) -> None:
     """Queue notices about a job: to its webhook if it has one, and by e-mail if the owner wants that."""
     view = view_of(job, [], ledger.hold_of(session, job.id))
     if job.webhook_url:
@@ -86,7 +87,7 @@ def begin(session: Session, job_id: str) -> None:
 
 def record_start(session: Session, job: Job) -> None:
     record_event(session, job.id, "status", status=Status.TRAINING)
-    notify(session, job, "training.processing")
+    queue_notices(session, job, "training.processing")
 
 
 def record_stage(session: Session, job_id: str, stage: Stage) -> None:
@@ -131,8 +132,8 @@ def give_back(session: Session, lease: Lease, reason: str, settings: Settings, d
     )
     job = session.get_one(Job, lease.job_id, populate_existing=True)
     outbox.drop_unsent(session, job.id, ["launch"])
-    send_launch(session, job, settings, delay_s)
-    due.ask(session, job.queue)
+    queue_launch(session, job, settings, delay_s)
+    decide.may_have_room(session, job.queue)
 
 
 def begin_review(session: Session, lease: Lease, settings: Settings) -> None:
@@ -149,8 +150,8 @@ def begin_review(session: Session, lease: Lease, settings: Settings) -> None:
     if job.hold_id is not None:
         ledger.extend(session, job.hold_id, until + timedelta(days=settings.hold_days))
     record_event(session, job.id, "stage", stage=Stage.REVIEW)
-    notify(session, job, "training.review")
-    due.ask(session, job.queue)
+    queue_notices(session, job, "training.review")
+    decide.may_have_room(session, job.queue)
 
 
 def end_review(session: Session, job: Job, settings: Settings) -> None:
@@ -164,14 +165,14 @@ def end_review(session: Session, job: Job, settings: Settings) -> None:
     if job.hold_id is not None:
         ledger.extend(session, job.hold_id, utcnow() + timedelta(days=settings.hold_days))
     record_event(session, job.id, "stage", stage=Stage.DATASET)
-    due.accept(session, job.id, job.queue)
+    decide.admit_at_commit(session, job.id, job.queue)
 
 
 def _free_place(session: Session, job: Job) -> None:
     """A job leaves the train stage, or ends before: count what it used, and let the next one start."""
     done_s = job.train_seconds or job.step * (job.seconds_per_step or 0.0)
-    due.add_used(session, job.owner_id, done_s)
-    due.ask(session, job.queue)
+    decide.add_used(session, job.owner_id, done_s)
+    decide.may_have_room(session, job.queue)
 
 
 # ---- final transitions ----------------------------------------------------------------------------------------------
@@ -253,7 +254,7 @@ def _end(session: Session, job_id: str, status: Status, *, charge: int = 0, **va
         session, f"job.{status}", job_id=job_id, owner_id=job.owner_id, code=job.failure_code, charged=job.charged
     )
     outbox.drop_unsent(session, job_id, ["launch"])
-    notify(session, job, FINAL_NOTICES[status])
+    queue_notices(session, job, FINAL_NOTICES[status])
     callbacks.queue_end(session, job)
     notices.check_low_credits(session, job.owner_id)
     if status is Status.FAILED:

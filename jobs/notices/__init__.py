@@ -1,1 +1,4 @@
-"""Notices to owners and operators: preferences, e-mails, alerts, and the notices that were given up."""
+"""What tells others of a job: webhooks, e-mails, alerts, and the callbacks of Celery tasks.
+
+They are messages in the outbox. `outbox_sender` has them sent after each commit, `outbox_handlers` delivers them.
+"""

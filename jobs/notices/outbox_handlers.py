@@ -48,7 +48,14 @@ def notify(services: Services, message_id: str) -> None:
             return
         unwanted = receivers.is_disabled(session, message.owner_id, message.destination)
     with job_context(message.job_id), sending_slot(services, message):
-        _deliver(services, message, unwanted)
+        if unwanted:
+            log.warning("webhook %s of job %s is not sent: %s", message_id, message.job_id, receivers.NOT_SENT.error)
+            outcome = receivers.NOT_SENT
+        else:
+            with span("webhook", "client", job_id=message.job_id, event=message.topic):
+                outcome = _send_webhook(services, message)
+        with services.database.writing() as session:
+            _record(session, message, outcome)
 
 
 def send_callback(services: Services, message_id: str, sender: TaskSender) -> None:
@@ -62,12 +69,11 @@ def send_callback(services: Services, message_id: str, sender: TaskSender) -> No
     view = service.get(services, message.job_id)
     with job_context(message.job_id):
         outcome = callbacks.send(sender, message, view, call, on_end)
-        metrics.NOTICES.add(1, outcome.verdict)
         with services.database.writing() as session:
             # False if the application's worker was faster: it has ended the callback already.
             if outcome.verdict is Verdict.SENT and outbox.mark_sent(session, message_id):
                 callbacks.expect_end(session, message, call)
-            _record_in(session, message, outcome)
+            _record(session, message, outcome)
 
 
 def callback_ended(services: Services, message_id: str) -> None:
@@ -76,7 +82,7 @@ def callback_ended(services: Services, message_id: str) -> None:
         callbacks.record_end(session, message_id)
 
 
-def _attempt(services: Services, message: Message) -> Outcome:
+def _send_webhook(services: Services, message: Message) -> Outcome:
     try:
         addresses = file_addresses(services, webhooks.notice_of(message).job)
     except ImprintError as error:  # no credentials for a presigned address, for example
@@ -95,24 +101,8 @@ def file_addresses(services: Services, job: NoticeJob) -> FileAddresses | None:
     return FileAddresses(services.store.uri(key), link)
 
 
-def _deliver(services: Services, message: Message, unwanted: bool) -> None:
-    message_id = message.id
-    if unwanted:
-        log.warning("webhook %s of job %s is not sent: %s", message_id, message.job_id, receivers.NOT_SENT.error)
-        outcome = receivers.NOT_SENT
-    else:
-        with span("webhook", "client", job_id=message.job_id, event=message.topic):
-            outcome = _attempt(services, message)
-    _record(services, message, outcome)
-
-
-def _record(services: Services, message: Message, outcome: Outcome) -> None:
+def _record(session: Session, message: Message, outcome: Outcome) -> None:
     metrics.NOTICES.add(1, outcome.verdict)
-    with services.database.writing() as session:
-        _record_in(session, message, outcome)
-
-
-def _record_in(session: Session, message: Message, outcome: Outcome) -> None:
     webhooks.record(session, message, outcome)
     if outcome.alert and outcome.verdict in (Verdict.DEAD, Verdict.DISABLED):
         notices.alert_dead_letter(session, message, outcome)

@@ -15,7 +15,7 @@ from core.errors import LimitReached, NotFound, SpecInvalid
 from core.ids import new_id
 from core.settings import Settings
 from credits.tables import CreditHold
-from jobs.admission import due
+from jobs.admission import decide
 from jobs.admission.queues import every_queue, is_waiting
 from jobs.owners import audit_log
 from jobs.owners.unusable_names import normal_name
@@ -159,7 +159,7 @@ def change(
 ) -> None:
     """Set a limit of an owner or of a token; None: the setting again. Raises SpecInvalid, and NotFound for a token."""
     _store(services, name, value, owner_id, token_id)
-    due.open_places(services.database, every_queue())
+    decide.open_places(services.database, every_queue())
 
 
 def _store(services: Services, name: str, value: int | None, owner_id: str | None, token_id: str | None) -> None:
@@ -192,7 +192,7 @@ def change_all(services: Services, owner_id: str, values: Mapping[str, int | Non
     for name, value in changed.items():
         _store(services, name, value, owner_id, None)
     if changed:
-        due.open_places(services.database, every_queue())
+        decide.open_places(services.database, every_queue())
 
 
 def own_limits(services: Services, owner_id: str) -> dict[str, int]:

@@ -169,7 +169,7 @@ def record_completed(
     counted = session.connection().execute(update.values(attempt=0, launches=0, train_seconds=train_seconds)).rowcount
     if counted:
         launches.record_event(session, run.job_id, "remote", status="completed", attempt=run.attempt)
-        launches.send_launch(session, session.get_one(Job, run.job_id, populate_existing=True), settings)
+        launches.queue_launch(session, session.get_one(Job, run.job_id, populate_existing=True), settings)
     return True
 
 
@@ -200,7 +200,7 @@ def give_up(
             session, run.job_id, "retry", stage=Stage.TRAIN, attempt=run.attempt,
             reason=error.message, delay_s=round(delay_s, 1),
         )  # fmt: skip
-        launches.send_launch(session, session.get_one(Job, run.job_id, populate_existing=True), settings, delay_s)
+        launches.queue_launch(session, session.get_one(Job, run.job_id, populate_existing=True), settings, delay_s)
     return True
 
 
@@ -217,7 +217,7 @@ def look_again(session: Session, run: RemoteRun, error: ImprintError, settings: 
     waits = {"attempt": 0, "launches": 0, "waiting_note": error.message, "lease_token": col(Job.lease_token) + 1}
     if session.connection().execute(update.values(**waits)).rowcount:
         launches.record_event(session, run.job_id, "waiting", reason=error.message)
-        launches.send_launch(
+        launches.queue_launch(
             session, session.get_one(Job, run.job_id, populate_existing=True), settings, settings.retry_base_s
         )
     return True

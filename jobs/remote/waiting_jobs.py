@@ -34,7 +34,7 @@ def wait_for_server(session: Session, lease: Lease, reason: str, settings: Setti
     if news:
         launches.record_event(session, job.id, "waiting", reason=reason)
     delay_s = _WAIT_POLLS * settings.remote_poll_s * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
-    launches.send_launch(session, job, settings, delay_s)
+    launches.queue_launch(session, job, settings, delay_s)
 
 
 def wake(session: Session, settings: Settings) -> int:

@@ -1,4 +1,7 @@
-"""Accepts a training request: the job, its pictures, its hold and its first message, in the caller's transaction."""
+"""Accepts a training request in the caller's transaction: the job, its pictures and its hold on credits.
+
+Admission decides at the end of the same transaction whether the job is launched now or waits.
+"""
 
 from datetime import timedelta
 
@@ -10,7 +13,7 @@ from core.errors import KeyReused, SpecInvalid
 from core.ids import new_id
 from core.settings import Settings
 from credits import ledger
-from jobs.admission import approvals, due, workers
+from jobs.admission import approvals, decide, workers
 from jobs.admission.queues import HELD, queue_of, shape_of
 from jobs.deletion import guard
 from jobs.lifecycle import launches
@@ -96,7 +99,7 @@ def _create(session: Session, request: TrainingRequest, settings: Settings, orig
     launches.record_event(session, job.id, "stage", stage=Stage.PREPROCESS)
     session.flush()
     if not hold_reason:
-        due.accept(session, job.id, job.queue)
+        decide.admit_at_commit(session, job.id, job.queue)
     audit_log.record(
         session, "job.accepted", job_id=job.id, owner_id=job.owner_id, priority=envelope.priority, credits=price
     )

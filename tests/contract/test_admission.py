@@ -18,7 +18,7 @@ from core.errors import NotFound, SpecInvalid
 from core.settings import Settings
 from credits import ledger
 from jobs import service
-from jobs.admission import decide, due, pauses, places, workers
+from jobs.admission import decide, pauses, places, statement, workers
 from jobs.lifecycle import sweeps, transitions
 from jobs.lifecycle.leases import claim_picture, claim_stage
 from jobs.owners import accounts
@@ -37,8 +37,8 @@ QUEUE = "train.sd15"
 @pytest.fixture
 def services(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
     # No second of the machine's time decides: a test may take longer than a worker may be silent.
-    monkeypatch.setattr(decide, "PREPARING_S", 3600.0)
-    for module in (decide, places, workers):
+    monkeypatch.setattr(statement, "PREPARING_S", 3600.0)
+    for module in (statement, places, workers):
         monkeypatch.setattr(module, "ALIVE_S", 3600.0)
     services = Services(settings)
     assert workers.beat(services, "train@one", [QUEUE], SLOTS) is False
@@ -234,7 +234,7 @@ def test_pictures_that_take_long_hold_up_no_other_owner(services: Services) -> N
     assert admitted(services) == ["slow"] * WINDOW
     [job_id] = submit(services, "ada")
     assert row(services, job_id).admitted_at is not None
-    change(services, in_flight(services), admitted_at=utcnow() - timedelta(seconds=decide.PREPARING_S + 1))
+    change(services, in_flight(services), admitted_at=utcnow() - timedelta(seconds=statement.PREPARING_S + 1))
     submit(services, "bob")
     assert admitted(services)[-WINDOW] == "bob"  # after ten seconds the slow ones leave room for others
 
@@ -242,7 +242,7 @@ def test_pictures_that_take_long_hold_up_no_other_owner(services: Services) -> N
 def test_an_owner_whose_pictures_take_long_has_twice_the_window_in_flight_at_most(services: Services) -> None:
     submit(services, "slow", 3 * WINDOW)
     for _ in range(4):
-        change(services, in_flight(services), admitted_at=utcnow() - timedelta(seconds=decide.PREPARING_S + 1))
+        change(services, in_flight(services), admitted_at=utcnow() - timedelta(seconds=statement.PREPARING_S + 1))
         sweeps.admit_jobs(services)
     assert len(in_flight(services)) == 2 * WINDOW
 
@@ -397,7 +397,7 @@ def test_a_window_that_opens_wide_is_filled_in_short_transactions(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One transaction for all of them would keep every request waiting for its locks."""
-    monkeypatch.setattr(due, "_OPEN_S", 60.0)  # no second of the machine's time decides
+    monkeypatch.setattr(decide, "_OPEN_S", 60.0)  # no second of the machine's time decides
     jobs = submit(services, "ada", 45)
     commits: list[int] = []
     sa.event.listen(services.database.engine, "commit", lambda _connection: commits.append(len(in_flight(services))))

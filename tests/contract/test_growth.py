@@ -13,7 +13,7 @@ from sqlmodel import Session, SQLModel, col, select
 
 from core.clock import utcnow
 from jobs import service
-from jobs.admission import due, workers
+from jobs.admission import decide, workers
 from jobs.lifecycle import sweeps
 from jobs.owners import accounts
 from jobs.requests import quotes
@@ -132,7 +132,7 @@ def _newest(services: Services) -> str:
 def _decide(services: Services) -> None:
     with services.database.writing() as session:
         session.connection().execute(sa.text("UPDATE training_worker SET slots = slots + 1"))
-        due.ask(session, "train.sd15")
+        decide.may_have_room(session, "train.sd15")
 
 
 def test_what_is_read_does_not_grow_with_finished_trainings(services: Services) -> None:

@@ -19,7 +19,7 @@ from jobs.owners import accounts
 from jobs.services import Services
 from notifications import channels, mail, outbox
 from notifications.tables import MESSAGE
-from tasks import callbacks
+from tasks import outbox_tasks
 from tasks.arguments import _faults
 from tests.contract.jobs import events, messages, request
 from tests.outbox import due
@@ -186,7 +186,7 @@ def test_settings_that_cannot_work_are_said_at_the_start(settings: Settings) -> 
 
 def test_a_notice_of_no_job_is_taken_by_its_task() -> None:
     """Why a training did not start by itself is told of a subject, and its message names no job."""
-    signature = inspect.signature(callbacks.notify.run)
+    signature = inspect.signature(outbox_tasks.notify.run)
     assert _faults(signature, (None, "msg_0"), {}) == {}
     assert set(_faults(signature, ("x", None), {})) == {"job_id", "message_id"}
 

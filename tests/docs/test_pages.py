@@ -229,6 +229,14 @@ def test_the_layout_on_the_readme_is_that_of_the_repository() -> None:
     assert {f"{name}/" for name in packages} <= set(named)
 
 
+def test_the_files_that_a_request_passes_have_what_the_page_names() -> None:
+    rows = section(DOCS / "how-it-works.md", "One request, file by file")
+    named = re.findall(r"`([\w/]+\.py)`: `(\w+)`", rows)
+    assert len({file for file, _ in named}) > 10
+    for file, name in named:
+        assert re.search(rf"^(def|class) {name}\b", (ROOT / file).read_text(), re.MULTILINE), f"{file} has no {name}"
+
+
 # A setting whose name says so bounds what one owner or caller may occupy; but this one is how Redis sends again.
 LIMIT = re.compile(r"(^|_)(max|limit|per|spend)(_|s_|$)|s_max$|_(timeout|patience)_s$|_concurrency$|^fetch\w*_s$")
 NO_LIMITS = {"visibility_timeout_s"}

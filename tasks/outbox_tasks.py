@@ -1,4 +1,4 @@
-"""Tasks besides the chain of a job: its error callback, notices, callbacks, clean-up, and pictures from addresses."""
+"""The tasks that `tasks.relay` sends for messages of the outbox, and those that applications answer with."""
 
 from typing import Any
 
@@ -7,22 +7,12 @@ from celery import Task
 from jobs import screening
 from jobs.captioning import asking
 from jobs.deletion.run import run as run_deletion
-from jobs.lifecycle import sweeps
 from jobs.notices import notices, outbox_handlers
 from jobs.services import services
 from jobs.subjects import image_fetches
 from tasks.app import app
 from tasks.messages.canvas import CelerySender, forget_results, send_caption_task, send_screen_task
 from tasks.steps import run
-
-
-@app.task(name="imprint.step_failed", bind=True)
-def step_failed(self: "Task[..., Any]", job_id: str, message_id: str | None = None) -> None:
-    """A step ended with an error. Usually its job has failed already; if the process died, it has not.
-
-    `message_id` is the launch that the step belongs to. Earlier versions did not send it.
-    """
-    run(self, lambda: sweeps.repair_job(services(), job_id, message_id))
 
 
 @app.task(name="imprint.clean_up")
