@@ -35,8 +35,9 @@ def _commits() -> int:
         return random.SystemRandom().randrange(1_000_000)
 
 
-# Set for the processes of pytest-xdist too: all of them must collect the same tests.
-SEED = int(os.environ.get("IMPRINT_TEST_SEED") or os.environ.setdefault("IMPRINT_TEST_SEED", str(_commits())))
+SEED = int(os.environ.get("IMPRINT_TEST_SEED") or _commits())
+# For the processes of pytest-xdist: all of them must collect the same tests.
+os.environ["IMPRINT_TEST_SEED"] = str(SEED)
 
 
 def sample(cases: Iterable[T], count: int, name: str) -> list[T]:

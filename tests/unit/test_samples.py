@@ -1,6 +1,8 @@
 """Which tests a run of everything leaves out, and what is recorded of their cost."""
 
 import ast
+import os
+import runpy
 from collections import Counter
 from functools import cache
 from types import SimpleNamespace
@@ -33,6 +35,12 @@ def test_a_record_is_the_mean_of_the_cases_and_forgets_what_has_become_cheap() -
     before = {"a.py::test_dear": 9.0, "a.py::test_mended": 5.0, "a.py::test_elsewhere": 3.0}
     after = merged(before, {"a.py::test_dear": [6.0, 8.0], "a.py::test_mended": [0.2], "a.py::test_new": [2.0]})
     assert after == {"a.py::test_dear": 7.0, "a.py::test_elsewhere": 3.0, "a.py::test_new": 2.0}
+
+
+def test_an_empty_seed_is_none_and_all_test_processes_get_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMPRINT_TEST_SEED", "")
+    chosen = runpy.run_path(samples.__file__)["SEED"]
+    assert os.environ["IMPRINT_TEST_SEED"] == str(chosen)
 
 
 def items(ids: list[str], *markers: str) -> list[Any]:
