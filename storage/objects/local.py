@@ -1,6 +1,5 @@
 """An object store in a folder, for one machine or a shared disk."""
 
-import errno
 import fcntl
 import os
 import secrets
@@ -129,15 +128,18 @@ class LocalStore:
         """A new, locked temporary file, removed at the end unless it was renamed."""
         self._make_folders(self._tmp)
         self._clear_dead()
-        path = self._tmp / secrets.token_hex(16)
-        with path.open("xb") as out:
-            try:
-                fcntl.flock(out, fcntl.LOCK_SH)
-                if os.fstat(out.fileno()).st_nlink == 0:
-                    raise OSError(errno.EAGAIN, "removed between its creation and the lock")
-                yield out, path
-            finally:
-                path.unlink(missing_ok=True)
+        is_there = False
+        while not is_there:
+            path = self._tmp / secrets.token_hex(16)
+            with path.open("xb") as out:
+                try:
+                    fcntl.flock(out, fcntl.LOCK_SH)
+                    # If this process stood still before the lock, another writer has taken the file for a dead one's.
+                    is_there = os.fstat(out.fileno()).st_nlink > 0
+                    if is_there:
+                        yield out, path
+                finally:
+                    path.unlink(missing_ok=True)
 
     def _clear_dead(self) -> None:
         """Remove the files of killed writers: those without a lock."""

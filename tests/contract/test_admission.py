@@ -36,8 +36,9 @@ QUEUE = "train.sd15"
 
 @pytest.fixture
 def services(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
-    # No second of the machine's time decides: a test may take longer than a worker may be silent.
+    # No second of the machine's time decides: a test may take longer than a worker may be silent, or places are kept.
     monkeypatch.setattr(statement, "PREPARING_S", 3600.0)
+    monkeypatch.setattr(places, "_CACHE_S", 3600.0)
     for module in (statement, places, workers):
         monkeypatch.setattr(module, "ALIVE_S", 3600.0)
     services = Services(settings)

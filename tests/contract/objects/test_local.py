@@ -1,10 +1,12 @@
 """What the folder promises beyond the contract: nothing half-written, nothing left behind."""
 
 import fcntl
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,6 +105,27 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
         store.put("a/b", b"whole")
         assert left[0].exists()
     store.put("a/b", b"whole")
+    assert list((tmp_path / "store/.tmp").iterdir()) == []
+
+
+def test_a_writer_whose_file_was_taken_for_a_dead_ones_writes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy machine may let it stand still for a second between its new file and the lock."""
+    store, taken = LocalStore(tmp_path / "store"), list[Path]()
+    flock = fcntl.flock
+
+    def late(file: Any, how: int) -> None:
+        if how == fcntl.LOCK_SH and not taken and not isinstance(file, int):
+            taken.append(Path(file.name))
+            os.utime(file.name, (1, 1))
+            store._clear_dead()
+            assert not taken[0].exists()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    store.put("a/b", b"x")
+    assert (store.get("a/b"), len(taken)) == (b"x", 1)
     assert list((tmp_path / "store/.tmp").iterdir()) == []
 
 
