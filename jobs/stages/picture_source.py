@@ -47,8 +47,8 @@ def fetch_and_convert(
         if error.retryable and not (job.allow_missing and is_over):
             tried = f"; tried for {services.settings.fetch_patience_s:.0f} s" if is_over else ""
             label = picture_label(picture.position, picture.name)
-            message, details = f"{label}: {reason}{tried}", {"picture": picture.position + 1}
-            raise ImageUnreachable(message, details, retry_after_s=error.retry_after_s) from error
+            details = {"picture": picture.position + 1}
+            raise ImageUnreachable(f"{label}: {reason}{tried}", details, retry_after_s=error.retry_after_s) from error
         report = StoredReport(error=reason, code=error.code, bad=[fault])
         return PreparedPicture(source_sha256="", recipe="", report=report), sum(map(len, files))
     data, mask = files[0], files[1] if picture.mask else None
