@@ -35,7 +35,7 @@ app = ImprintCelery(
         "tasks.drawings",
         "tasks.ingress",
         "tasks.relay",
-        "tasks.steps",
+        "tasks.stages",
         "tasks.sweeps",
         "tasks.workers.worker",
     ],

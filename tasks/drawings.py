@@ -8,7 +8,7 @@ from jobs.drawings import draw_step
 from jobs.results import in_comfyui
 from jobs.services import services
 from tasks.app import app
-from tasks.steps import run
+from tasks.stages import run
 
 
 @app.task(name="imprint.draw_pictures", bind=True)

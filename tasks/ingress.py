@@ -18,7 +18,7 @@ from tasks.app import app
 from tasks.arguments import CheckedTask, named_arguments
 from tasks.drawing_state import DrawingState
 from tasks.messages import canvas
-from tasks.steps import send_again
+from tasks.stages import send_again
 
 
 class PatientTask(CheckedTask):

@@ -12,7 +12,7 @@ from jobs.services import services
 from jobs.subjects import image_fetches
 from tasks.app import app
 from tasks.messages.canvas import CelerySender, forget_results, send_caption_task, send_screen_task
-from tasks.steps import run
+from tasks.stages import run
 
 
 @app.task(name="imprint.clean_up")

@@ -24,7 +24,7 @@ from sqlmodel import col
 import cli.main
 import cli.output.terminal
 import tasks.ingress
-import tasks.steps
+import tasks.stages
 from core.clock import utcnow
 from jobs import service
 from jobs.lifecycle.lease_keeper import LeaseKeeper
@@ -158,12 +158,12 @@ def test_an_applications_task_waits_and_is_one_job(
 
 
 def test_a_step_is_tried_again(services: Services, operator: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks.steps, "services", lambda: services)
+    monkeypatch.setattr(tasks.stages, "services", lambda: services)
     for sqlstate in STATES:
         job_id = service.submit(services, request(services)).job_id
         put_at(services, job_id, Stage.SETTLE)
         with failing(operator, "training_job", sqlstate, times=3):
-            done = tasks.steps.settle.apply(args=(job_id,))
+            done = tasks.stages.settle.apply(args=(job_id,))
             assert done.successful(), (sqlstate, done.result)
         assert row(services, job_id).status == "ready"
     assert balances(services)["held"] == 0

@@ -19,7 +19,7 @@ from notifications.preferences import Preferences
 from notifications.webhook_payload import NoticeJob
 from storage.tables.jobs import Stage
 from tasks.relay import relay
-from tasks.steps import run
+from tasks.stages import run
 from tests.contract.jobs import GRANTED, put_at, request
 from tests.outbox import due
 from tests.servers.postgres import postgres_node

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _SHARED = ("jobs.service", "training.backends.local")
 # `celery` reads every command of its own, with click_repl and Flower: half of what a command of ours takes.
 _PROGRAMS = (
-    "celery.bin.celery", "tasks.app", "tasks.steps", "tasks.sweeps", "tasks.workers.worker", "cli.main", "web.app",
+    "celery.bin.celery", "tasks.app", "tasks.stages", "tasks.sweeps", "tasks.workers.worker", "cli.main", "web.app",
 )  # fmt: skip
 # Each program's own: what reads settings when it is imported, and what is beside it.
 _OWN = {"celeryconfig", "cli", "tasks", "web", "__main__"}
