@@ -151,7 +151,7 @@ def test_a_queue_is_taken_as_the_application_declares_it(shop: Shop, owner: str,
             queue.bind(connection.default_channel).declare()
         tasks.train_lora(**shop.request(owner)).apply_async(link=tasks.use_lora.s(order=owner).set(queue=name))
         with connection.SimpleQueue(Queue(name, no_declare=True)) as waiting:
-            until(lambda: _exists(connection, name), 30, "the queue is there")
+            until(lambda: _exists(connection, name), 60, "the queue is there")
             args, kwargs, _ = waiting.get(timeout=30).payload
     assert (args[0]["owner_id"], kwargs) == (owner, {"order": owner})
 

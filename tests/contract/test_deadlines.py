@@ -55,7 +55,7 @@ def test_a_step_that_hangs_loses_its_lease_and_another_worker_gets_it(
                 return False
             return True
 
-        until(is_free, 20, "the lease has expired")
+        until(is_free, 60, "the lease has expired")
         with pytest.raises(LeaseLost), services.database.writing() as session:
             lease.renew(session, 30)
     assert ("imprint_stages_overdue", ("upload",)) in counts.found

@@ -9,6 +9,7 @@ from benchmarks.fairness.kills import KillPlan
 from benchmarks.fairness.simulation import Outcome, Simulation
 from benchmarks.fairness.workers import InProcess
 from core.settings import Settings
+from jobs.admission import places, statement, workers
 from jobs.services import Services
 from tests.servers.databases import address, postgres
 
@@ -25,7 +26,11 @@ def run(services: Services, jobs: dict[str, int], plan: KillPlan | None = None) 
 
 
 @pytest.fixture
-def services(settings: Settings) -> Iterator[Services]:
+def services(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
+    # No second of the machine's time decides: ten ticks may take longer than a worker may be silent.
+    monkeypatch.setattr(statement, "PREPARING_S", 3600.0)
+    for module in (statement, places, workers):
+        monkeypatch.setattr(module, "ALIVE_S", 3600.0)
     # Fewer beyond the slots than by default: with so few jobs, the three that were sent before are a large part.
     services = Services(settings.model_copy(update={"admission_ahead": 1}))
     yield services

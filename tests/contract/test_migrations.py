@@ -68,7 +68,7 @@ def test_processes_that_start_together_migrate_once(empty: str, tmp_path: Path) 
         )
         for number in range(_PROCESSES)
     ]  # fmt: skip
-    outputs = [process.communicate(timeout=90)[0] for process in started]
+    outputs = [process.communicate(timeout=240)[0] for process in started]
     assert [process.returncode for process in started] == [0] * _PROCESSES, outputs
     ran = [line for text in outputs for line in text.splitlines() if "Running upgrade" in line]
     assert len(ran) == len(known_revisions()), ran
@@ -279,7 +279,7 @@ def test_every_process_says_so_and_ends(tmp_path: Path) -> None:
     environment = {**os.environ, "IMPRINT_HOME": str(tmp_path), "IMPRINT_WEB_PORT": "0", "IMPRINT_FLOWER_PORT": "0"}
     celery = ["celery", "-A", "tasks.app"]
     for module in (["web"], ["cli.stack"], [*celery, "worker", "-Q", "io"], [*celery, "imprint", "migrate"]):
-        done = run(module, cwd=ROOT, env=environment, folder=tmp_path, timeout=60)
+        done = run(module, cwd=ROOT, env=environment, folder=tmp_path, timeout=240)
         assert done.returncode == 1, f"{module}: {done.stdout}{done.stderr}"
         assert "a newer Imprint has migrated" in " ".join(done.stderr.split()), module
         assert "Traceback" not in done.stderr, module

@@ -133,7 +133,7 @@ def check_web(api: Api) -> None:
 
         def account(token: str, name: bytes) -> httpx2.Response:
             headers = [(b"Authorization", f"Bearer {token}".encode()), (b"Imprint-Owner", name)]
-            return httpx2.get(f"{url}/api/account", headers=headers, trust_env=False)
+            return httpx2.get(f"{url}/api/account", headers=headers, timeout=60, trust_env=False)
 
         for spelling in SPELLINGS:
             for value in (quote(spelling).encode(), spelling.strip("\u3000 \t").encode()):

@@ -130,7 +130,7 @@ def test_the_suite(base_model: Path, tmp_path: Path, broker: str, database: str,
             running.grant("owner")
             for step in SUITE:
                 step(running, server, urls)
-            until(lambda: accounts.balance(running.services, "owner").held == 0, 30, "no hold is left")
+            until(lambda: accounts.balance(running.services, "owner").held == 0, 60, "no hold is left")
             entries = [entry.kind for entry in accounts.statement(running.services, "owner")]
             ended = [view.status for view in service.jobs(running.services, owner_id="owner")]
             assert sorted(ended) == ["cancelled", "failed", "ready", "ready", "ready", "ready"]

@@ -38,7 +38,7 @@ class Disk:
         self._folder = folder
         mount = f"mount -t tmpfs -o {SMALL} store {folder} && echo mounted && exec sleep 100000"
         self.process = ServerProcess(["unshare", *NAMESPACE, "sh", "-c", mount], log=log, cwd=folder.parent)
-        until(lambda: "mounted" in self.process.tail() or not self.process.alive, 20, "mounted")
+        until(lambda: "mounted" in self.process.tail() or not self.process.alive, 60, "mounted")
         if not self.process.alive:
             self.process.end()
             pytest.fail(f"no mount namespaces here: {self.process.tail()}")
@@ -105,7 +105,7 @@ def failed_for_want_of_space(site: SiteOnDisk, job_id: str, stage: str) -> None:
         assert None in attempts, "it waited for space as long as for a picture's server"
     else:
         assert attempts == {1, 2}, "three attempts, the third one final"
-    until(lambda: waiting_messages(site, job_id) == 0, 20, "cleaned up")
+    until(lambda: waiting_messages(site, job_id) == 0, 60, "cleaned up")
     left = LocalStore(site.disk.seen)
     assert [key for key in left.list("") if job_id in key] == []
     assert [file for file in (site.disk.seen / ".tmp").iterdir() if file.is_file()] == [], "nothing half-written"

@@ -145,7 +145,7 @@ def test_many_messages_a_restart_and_garbage(place_without_broker: Site, rabbit:
     rabbit.start()
     publish(rabbit, messages[MANY * 2 // 3 :])
     until(lambda: len(jobs_of(services)) == MANY, 180, "every good message")
-    until(lambda: lengths(services)["waiting"] == 0, 30, "nothing waits")
+    until(lambda: lengths(services)["waiting"] == 0, 60, "nothing waits")
     assert process.alive, place.log("ingress").read_text()
     assert jobs_of(services) == Counter({str(number): 1 for number in range(MANY)})
     assert place.stop("ingress") == 0

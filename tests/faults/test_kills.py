@@ -86,7 +86,7 @@ def test_killed_training_goes_on_from_its_last_checkpoint(place: Place, owner: s
     assert resumed_at(running, disturbed)
     # On a CPU the file is the same, byte for byte, as if nothing had happened.
     assert view["lora"]["sha256"] == undisturbed["lora"]["sha256"]
-    until(lambda: len(running.left_behind(disturbed)) == 1, 20, "nothing left but the file")
+    until(lambda: len(running.left_behind(disturbed)) == 1, 60, "nothing left but the file")
 
 
 def test_killed_while_fetching_pictures(place: Place, owner: str, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_killed_while_fetching_pictures(place: Place, owner: str, tmp_path: Path
     urls = [server.put(f"/{n}.png", drawing(tmp_path / f"{n}.png", n).read_bytes()) for n in range(6)]
     server.held.add("/3.png")
     job_id = running.send(owner_id=owner, images=urls)["job_id"]
-    until(lambda: server.asked.get("/3.png", 0) > 0, 30, "the held picture is asked for")
+    until(lambda: server.asked.get("/3.png", 0) > 0, 60, "the held picture is asked for")
     running.kill("io")
     server.held.clear()
     running.start("io")
@@ -151,7 +151,7 @@ def test_cancelled_between_training_and_settling(place: Place, owner: str) -> No
     assert s3.reached.wait(60)
     assert service.cancel(running.services, job_id).status == "cancelled"
     s3.release()
-    until(lambda: running.left_behind(job_id) == [], 30, "the file is taken away")
+    until(lambda: running.left_behind(job_id) == [], 60, "the file is taken away")
     view = running.view(job_id)
     assert (view["status"], view["credits"]["charged"], view["lora"]) == ("cancelled", 0, None)
     assert accounts.balance(running.services, owner).available == 10_000

@@ -76,7 +76,7 @@ def test_a_training_that_wakes_long_after_its_lease_stops_and_writes_nothing(bas
             90,
             "it left",
         )
-        until(lambda: len(running.left_behind(job_id)) == 1, 30, "its folder is gone")
+        until(lambda: len(running.left_behind(job_id)) == 1, 60, "its folder is gone")
         running.stop("train-2")
         # It is as good as new: the only one left, it trains the next job.
         following = running.send()["job_id"]

@@ -55,10 +55,10 @@ def test_trainings_go_on_through_the_spell_and_requests_wait_for_its_end(base_mo
             with read_only(address):
                 request = threading.Thread(target=lambda: sent.append(running.send(images=pictures)["job_id"]))
                 request.start()
-                until(lambda: readiness(running) == "away", 30, "/readyz is red")
+                until(lambda: readiness(running) == "away", 60, "/readyz is red")
                 until(lambda: "waits for the next round" in running.log("io").read_text(), 60, "a sweep met it")
                 until(lambda: "leases are not renewed" in running.log("train").read_text(), 60, "a lease was due")
-            until(lambda: readiness(running) == "ok", 30, "/readyz is green")
+            until(lambda: readiness(running) == "ok", 60, "/readyz is green")
             request.join(90)
             assert sent, "the application's task was tried again"
             for job_id in (training, sent[0]):

@@ -87,4 +87,4 @@ def nothing_is_left(running: Site, pod: FakePod, job_ids: list[str]) -> None:
     assert kinds.count("settle") == kinds.count("hold") == len(job_ids)
     assert accounts.balance(running.services, "owner").held == 0
     assert sweeps.run_audit(running.services) == []
-    until(lambda: all(len(running.left_behind(job_id)) == 1 for job_id in job_ids), 30, "nothing left but the files")
+    until(lambda: all(len(running.left_behind(job_id)) == 1 for job_id in job_ids), 60, "nothing left but the files")

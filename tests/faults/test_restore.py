@@ -76,5 +76,5 @@ def test_beat_is_healthy_while_it_writes_its_schedule(tmp_path: Path) -> None:
 def healthy(environment: dict[str, str], line: str) -> bool:
     """What the images' health check finds, for a process with this command line."""
     path = f"{ROOT / '.venv' / 'bin'}:{environment['PATH']}"
-    done = subprocess.run(["sh", HEALTH, line], cwd=ROOT, env={**environment, "PATH": path}, check=False, timeout=60)
+    done = subprocess.run(["sh", HEALTH, line], cwd=ROOT, env={**environment, "PATH": path}, check=False, timeout=240)
     return done.returncode == 0

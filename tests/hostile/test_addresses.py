@@ -246,7 +246,7 @@ def test_no_more_than_so_many_downloads_run_at_once() -> None:
         try:
             for thread in threads:
                 thread.start()
-            until(lambda: slow[0].reached == 4, 20, "four are on their way")
+            until(lambda: slow[0].reached == 4, 60, "four are on their way")
             assert guard.get_bytes(f"http://quick.example.com:{quick.port}/", 10) == b"ok"
             more = [threading.Thread(target=call, args=(f"http://{second}:{other}/",)) for _ in range(5)]
             for thread in more:

@@ -11,7 +11,7 @@ from jobs.owners import accounts
 from tests.contract.web.conftest import Api, make_api, served
 from tests.hostile.requests import HARMLESS, HIDDEN, REFUSED
 
-_WAIT_S = 10.0
+_WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module")

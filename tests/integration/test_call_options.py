@@ -71,7 +71,7 @@ def door(request: pytest.FixtureRequest, base_model: Path, tmp_path_factory: pyt
         asked.expired = asked.send(expires=0.5)
         over = time.monotonic() + 0.6
         asked.urgent = asked.send(priority=0)
-        until(lambda: time.monotonic() > over, 10, "the message has expired")
+        until(lambda: time.monotonic() > over, 60, "the message has expired")
         made.start("io")
         got(asked.late)
         got(asked.urgent)
@@ -152,7 +152,7 @@ def test_headers(door: Door) -> None:
 
 def test_shadow(door: Door) -> None:
     got(door.send(shadow="shop.train"))
-    until(lambda: "Task shop.train[" in door.site.log("io").read_text(), 20, "the name in the log")
+    until(lambda: "Task shop.train[" in door.site.log("io").read_text(), 60, "the name in the log")
 
 
 def test_task_id(door: Door) -> None:

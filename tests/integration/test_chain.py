@@ -72,7 +72,7 @@ def test_a_final_job_leaves_nothing_but_its_file(shared_site: Site, owner: str) 
     from tests.site import until
 
     wanted = [f"models/{view['job_id']}/lora_weights.safetensors"]
-    until(lambda: shared_site.left_behind(view["job_id"]) == wanted, 20, "checkpoints and outputs gone")
+    until(lambda: shared_site.left_behind(view["job_id"]) == wanted, 60, "checkpoints and outputs gone")
 
 
 def test_the_same_key_gives_the_same_job_and_another_request_is_an_error(shared_site: Site, owner: str) -> None:
@@ -220,7 +220,7 @@ def test_cancel_before_during_and_after(shared_site: Site, owner: str) -> None:
     assert "already" in refused.stderr
     from tests.site import until
 
-    until(lambda: shared_site.left_behind(long["job_id"]) == [], 20, "nothing left of the cancelled one")
+    until(lambda: shared_site.left_behind(long["job_id"]) == [], 60, "nothing left of the cancelled one")
     assert balance(shared_site, owner)["held"] == 0
     spent = during["credits"]["charged"] + after["credits"]["charged"]
     assert balance(shared_site, owner)["spent"] == spent

@@ -46,7 +46,9 @@ def test_an_owner_is_deleted_everywhere_though_the_worker_is_killed(running: Sit
     accounts.grant(running.services, owner, 10_000)
     secret, _ = tokens.create(running.services, f"token of {owner}", owner_id=owner, scopes=("read", "train"))
     files = [drawing(tmp_path / f"{n}.png", n).read_bytes() for n in range(6)]
-    with httpx2.Client(base_url=running.web_url, headers={"Authorization": f"Bearer {secret}"}, trust_env=False) as api:
+    with httpx2.Client(
+        base_url=running.web_url, headers={"Authorization": f"Bearer {secret}"}, timeout=60, trust_env=False
+    ) as api:
         sent = api.post(
             f"/api/influencer/{subject}/images",
             files=[("files", (f"{subject} {n}.png", file)) for n, file in enumerate(files)],

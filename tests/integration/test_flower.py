@@ -181,7 +181,7 @@ def the_chain_is_there_by_its_readable_names_with_the_job_as_argument(shown: Sho
     def of_the_job() -> list[dict[str, Any]]:
         return [task for task in shown.tasks().values() if job_id in str(task["args"]) and task["state"] == "SUCCESS"]
 
-    until(lambda: {task["name"] for task in of_the_job()} >= wanted, 30, "all of them succeeded")
+    until(lambda: {task["name"] for task in of_the_job()} >= wanted, 60, "all of them succeeded")
     names = [task["name"] for task in of_the_job()]
     assert names.count("imprint.preprocess") == 3, "two pictures from addresses to a message"
     assert names.count("imprint.train") == 1

@@ -91,6 +91,6 @@ def test_a_cancelled_training_stops_on_its_server_at_once(base_model: Path, tmp_
         assert service.cancel(running.services, job_id).status == "cancelled"
         until(lambda: is_cleared(running, [job_id]), 60, "cleared from the server")
         until(lambda: runpod.left() == [], 60, "the pod is deleted")
-        until(lambda: running.left_behind(job_id) == [], 20, "nothing is left here")
+        until(lambda: running.left_behind(job_id) == [], 60, "nothing is left here")
         assert list(running.services.store.list(f"previews/{job_id}/")) == []
         assert accounts.balance(running.services, "owner").held == 0

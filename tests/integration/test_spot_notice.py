@@ -34,7 +34,7 @@ def test_the_notice_is_read_and_silence_is_none(cloud: str, says: str) -> None:
         assert notice.get() == ""
         server.token = "token-2"  # the first one is over
         server.is_noticed = True
-        until(lambda: notice.get() == says, 10, "the notice")
+        until(lambda: notice.get() == says, 60, "the notice")
     assert notice.get() == ""  # nothing answers
 
 
@@ -109,7 +109,7 @@ def test_what_cannot_be_interrupted_is_handed_over_in_time(
     thread = threading.Thread(target=train)
     thread.start()
     assert stuck.reached.wait(60)
-    until(lambda: row(services, job_id).checkpoint_step == resumed, 30, "the last checkpoint is stored")
+    until(lambda: row(services, job_id).checkpoint_step == resumed, 60, "the last checkpoint is stored")
     with metadata_server() as server:
         server.is_noticed = True
         SpotNotice("gcp", server.environment).watch(

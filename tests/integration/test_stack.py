@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +82,19 @@ class Up:
 
     def member(self, name: str) -> list[int]:
         """The main process of a worker: a child of the stack."""
-        assert self.process is not None
-        return [
-            child.pid
-            for child in psutil.Process(self.process.pid).children()
-            if child.status() != psutil.STATUS_ZOMBIE and f"{name}@%h" in child.cmdline()
-        ]
+        return [child.pid for child, words in self._children() if f"{name}@%h" in words]
 
     def redis(self) -> psutil.Process:
+        return next(child for child, _ in self._children() if re.search("(redis|valkey)-server", child.exe()))
+
+    def _children(self) -> Iterator[tuple[psutil.Process, list[str]]]:
+        """Children of the stack that live, with their command lines; one may end while it is looked at."""
         assert self.process is not None
-        children = psutil.Process(self.process.pid).children()
-        return next(child for child in children if re.search("(redis|valkey)-server", child.exe()))
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.Error):
+                words = child.cmdline()
+                if words and child.status() != psutil.STATUS_ZOMBIE:
+                    yield child, words
 
     def end(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -130,7 +133,7 @@ def test_up_heals_ends_and_goes_on(up: Up) -> None:
     assert password not in " ".join(lines)
     assert password not in up.output()
 
-    second = run(["cli.stack"], cwd=ROOT, env=up.environment, folder=up.home.parent, timeout=60)
+    second = run(["cli.stack"], cwd=ROOT, env=up.environment, folder=up.home.parent, timeout=240)
     assert second.returncode != 0
     assert "already" in second.stderr
     assert "Traceback" not in second.stderr
@@ -138,7 +141,7 @@ def test_up_heals_ends_and_goes_on(up: Up) -> None:
     # A worker that dies is started again, and does the work.
     (io,) = up.member("io")
     os.kill(io, signal.SIGKILL)
-    until(lambda: up.member("io") not in ([], [io]), 30, "another io worker")
+    until(lambda: up.member("io") not in ([], [io]), 60, "another io worker")
     view = submitted(up, "--watch")
     assert view["status"] == "ready", view["failure"]
     assert up.imprint("status", early["job_id"], "--watch")["status"] == "ready"
@@ -191,7 +194,7 @@ def test_a_setting_that_cannot_be_meant_is_told_before_anything_starts(
     environment = {**up.environment, f"IMPRINT_{setting}": value}
     worker = ["celery", "-A", "tasks.app", "worker", "-Q", "io", "-c", "1"]
     for module in (["cli.stack"], worker):
-        done = run(module, cwd=ROOT, env=environment, folder=up.home.parent, timeout=60)
+        done = run(module, cwd=ROOT, env=environment, folder=up.home.parent, timeout=240)
         assert done.returncode == 1, done.stderr
         assert content in done.stderr
         assert "hush" not in done.stderr

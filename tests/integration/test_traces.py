@@ -83,11 +83,11 @@ def test_one_trace_from_the_request_to_the_webhook(base_model: Path, tmp_path: P
             running.stop("train")
             running.start("train")
             assert running.wait(job_id)["status"] == "ready"
-            until(lambda: _statuses(application, job_id)[-1:] == ["completed"], 30, "the webhook")
-            until(lambda: sum(span.name == "webhook" for span in seen.of(TRACE)) == 2, 30, "the webhooks' spans")
-            until(lambda: any(span.name == "imprint.clean_up" for span in seen.of(TRACE)), 30, "all of it")
+            until(lambda: _statuses(application, job_id)[-1:] == ["completed"], 60, "the webhook")
+            until(lambda: sum(span.name == "webhook" for span in seen.of(TRACE)) == 2, 60, "the webhooks' spans")
+            until(lambda: any(span.name == "imprint.clean_up" for span in seen.of(TRACE)), 60, "all of it")
             # A span is exported when it ends, so a webhook's comes before that of the task that sent it.
-            until(lambda: _orphans(seen.of(TRACE)) == [], 30, "the spans that others name as their parents")
+            until(lambda: _orphans(seen.of(TRACE)) == [], 60, "the spans that others name as their parents")
         spans = seen.of(TRACE)
     names = [span.name for span in spans]
     stages = {"preprocess": 2, "dataset": 1, "train": 2, "upload": 1, "settle": 1}

@@ -61,7 +61,7 @@ def watched(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             failed = running.wait(running.send(images=running.pictures("owner", 5)[:1] * 5)["job_id"])
             assert failed["failure"]["code"] == "too_few_images"
             sweeps.run_audit(running.services)
-            until(lambda: len(application.got) >= 4, 30, "the application was told")
+            until(lambda: len(application.got) >= 4, 60, "the application was told")
             yield Watched(running, ports)
 
 
@@ -108,7 +108,7 @@ def test_every_line_about_a_job_carries_its_id_in_every_process(watched: Watched
     def told_by(name: str) -> list[dict[str, Any]]:
         return [line for line in lines(watched, name) if line.get("job_id") == job_id]
 
-    until(lambda: bool(told_by("web")), 30, "a request is logged, which is after it was answered")
+    until(lambda: bool(told_by("web")), 60, "a request is logged, which is after it was answered")
     about = {name: told_by(name) for name in watched.ports}
     assert {line["task"] for line in about["train"]} == {"imprint.train"}
     assert {line.get("task") for line in about["io"]} >= {"imprint.dataset", "imprint.upload", "imprint.settle"}
@@ -129,7 +129,7 @@ def lines(watched: Watched, name: str) -> list[dict[str, Any]]:
 
 
 def test_the_web_tells_the_state_of_the_installation(watched: Watched) -> None:
-    until(lambda: watched.value("web", 'imprint_jobs{code="",status="ready"}') == 2, 30, "the sums were asked again")
+    until(lambda: watched.value("web", 'imprint_jobs{code="",status="ready"}') == 2, 60, "the sums were asked again")
     charged = sum(watched.site.view(job["job_id"])["credits"]["charged"] for job in _ready(watched.site))
     web = watched.text("web").splitlines()
     for line in (
@@ -152,8 +152,8 @@ def test_the_age_of_a_queue_is_that_of_the_job_that_waits(watched: Watched) -> N
     watched.site.stop("train")
     waiting = watched.site.send()
     watched.site.wait(waiting["job_id"], lambda view: view["stage"] == "train")
-    until(lambda: watched.value("web", 'imprint_jobs_active{stage="train",state="waiting"}') == 1, 30, "it waits")
-    until(lambda: watched.value("web", 'imprint_queue_messages{queue="train.sd15"}') == 1, 30, "its message waits")
+    until(lambda: watched.value("web", 'imprint_jobs_active{stage="train",state="waiting"}') == 1, 60, "it waits")
+    until(lambda: watched.value("web", 'imprint_queue_messages{queue="train.sd15"}') == 1, 60, "its message waits")
     assert 0 < watched.value("web", 'imprint_queue_oldest_seconds{stage="train"}') < 60
     watched.site.start("train", IMPRINT_METRICS_PORT=str(watched.ports["train"]), IMPRINT_LOG_FORMAT="json")
     assert watched.site.wait(waiting["job_id"])["status"] == "ready"
@@ -198,21 +198,25 @@ def test_a_prometheus_reads_them_and_every_panel_has_an_answer(watched: Watched,
     )  # fmt: skip
 
     def ask(query: str) -> list[Any]:
-        answer = httpx2.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": query}, trust_env=False).json()
+        answer = httpx2.get(
+            f"http://127.0.0.1:{port}/api/v1/query", params={"query": query}, timeout=60, trust_env=False
+        ).json()
         assert answer["status"] == "success", f"{query}: {answer}"
         found: list[Any] = answer["data"]["result"]
         return found
 
     try:
-        until(lambda: _ready_to_answer(port), 30, "Prometheus answers")
-        until(lambda: len(ask("up == 1")) == 3, 30, "all are asked")
-        until(lambda: ask("imprint_training_steps_total offset 3s") != [], 30, "twice")
+        until(lambda: _ready_to_answer(port), 60, "Prometheus answers")
+        until(lambda: len(ask("up == 1")) == 3, 60, "all are asked")
+        until(lambda: ask("imprint_training_steps_total offset 3s") != [], 60, "twice")
         wanted = [
             query for query in panel_queries() if not any(word in query for word in ("> 0", "audit", "histogram"))
         ]
         # Each process is asked at times of its own, and on a slow machine one may be asked much later.
-        until(lambda: all(ask(query.replace("$__rate_interval", "1m")) for query in wanted), 30, f"answers to {wanted}")
-        alerts = httpx2.get(f"http://127.0.0.1:{port}/api/v1/rules", trust_env=False).json()["data"]["groups"][0]
+        until(lambda: all(ask(query.replace("$__rate_interval", "1m")) for query in wanted), 60, f"answers to {wanted}")
+        alerts = httpx2.get(f"http://127.0.0.1:{port}/api/v1/rules", timeout=60, trust_env=False).json()["data"][
+            "groups"
+        ][0]
         assert {rule["health"] for rule in alerts["rules"]} <= {"ok", "unknown"}
     finally:
         server.end(kill=True)

@@ -81,7 +81,7 @@ def test_upload_train_follow_download(base_model: Path, tmp_path: Path) -> None:
         assert download.headers["content-type"] == "application/octet-stream"
         assert hashlib.sha256(download.content).hexdigest() == training["lora"]["sha256"]
         assert ada.json("GET", "/api/account")["spent"] == training["credits"]["charged"] >= 1
-        assert httpx2.get(f"{made.web_url}/readyz", trust_env=False).json()["status"] == "ok"
+        assert httpx2.get(f"{made.web_url}/readyz", timeout=60, trust_env=False).json()["status"] == "ok"
 
         # The task of an application does what the route does; workers are told by either.
         sent = made.application.send_task("imprint.profile_set_completed", args=("ada", "rex"), queue="io")

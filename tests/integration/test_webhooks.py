@@ -79,7 +79,7 @@ def test_processing_then_completed_signed_and_in_order_though_the_first_is_refus
     assert application.about(job_id)[0].answered == 500
     # The final notice waits for the first one, which is due again after five seconds; unless it overtook it.
     until(lambda: any(one.content["training_status"] == "completed" for one in application.about(job_id)), 60, "told")
-    until(lambda: waiting(site, job_id) == 0, 30, "all were sent")
+    until(lambda: waiting(site, job_id) == 0, 60, "all were sent")
     view = site.wait(job_id)
     got = application.about(job_id)
 
@@ -106,7 +106,7 @@ def test_a_refused_final_notice_comes_again_under_the_same_id(running: Running, 
     job_id = site.send(owner_id=owner, webhook_url=application.url, max_steps=9_000)["job_id"]
     # Its pictures were prepared for the job before: there is nothing to preprocess, and it begins all the same.
     site.wait(job_id, lambda view: view["step"] > 0)
-    until(lambda: len(application.about(job_id)) == 1, 30, "processing")
+    until(lambda: len(application.about(job_id)) == 1, 60, "processing")
     application.refuse(503, 429)
     service.cancel(site.services, job_id)
     for attempts in (2, 3, 4):
@@ -115,8 +115,8 @@ def test_a_refused_final_notice_comes_again_under_the_same_id(running: Running, 
             make_due(site, job_id)
             return len(application.about(job_id)) >= attempts
 
-        until(came_again, 30, f"attempt {attempts - 1}")
-    until(lambda: waiting(site, job_id) == 0, 30, "sent")
+        until(came_again, 60, f"attempt {attempts - 1}")
+    until(lambda: waiting(site, job_id) == 0, 60, "sent")
     processing, *failed = application.about(job_id)
     assert processing.content["training_status"] == "processing"
     assert [(one.answered, one.content["training_status"]) for one in failed] == [
@@ -140,7 +140,7 @@ def test_a_failing_job_is_told_with_its_code_and_the_credits_that_came_back(runn
     images = [*site.pictures(owner, 4), *poison]
     accepted = site.send(owner_id=owner, images=images, webhook_url=application.url)
     site.wait(accepted["job_id"])
-    until(lambda: waiting(site, accepted["job_id"]) == 0, 30, "sent")
+    until(lambda: waiting(site, accepted["job_id"]) == 0, 60, "sent")
     last = application.about(accepted["job_id"])[-1].verified(SECRET)
     assert (last["training_status"], last["type"]) == ("failed", "training.failed")
     assert last["data"]["failure_code"] == "too_few_images"
@@ -160,12 +160,12 @@ def test_a_receiver_that_wants_no_more_hears_no_more_until_an_operator_enables_i
     application.refuse(410)
     first = site.send(owner_id=owner, images=poison(site, owner, "worse"), webhook_url=url)["job_id"]
     site.wait(first)
-    until(lambda: len(application.about(first)) == 1, 30, "refused for good")
-    until(lambda: first in given_up(site), 20, "given up")
-    until(lambda: waiting(site, first) == 0, 20, "nothing waits for a receiver that is gone")
+    until(lambda: len(application.about(first)) == 1, 60, "refused for good")
+    until(lambda: first in given_up(site), 60, "given up")
+    until(lambda: waiting(site, first) == 0, 60, "nothing waits for a receiver that is gone")
     second = site.send(owner_id=owner, images=poison(site, owner, "worst"), webhook_url=url)["job_id"]
     site.wait(second)
-    until(lambda: second in given_up(site) and waiting(site, second) == 0, 30, "not sent, and said so")
+    until(lambda: second in given_up(site) and waiting(site, second) == 0, 60, "not sent, and said so")
     assert application.about(second) == []
 
     letters, receivers = site.imprint("letters").stdout, site.imprint("receivers").stdout
@@ -175,7 +175,7 @@ def test_a_receiver_that_wants_no_more_hears_no_more_until_an_operator_enables_i
     assert "a-secret-path" not in letters + receivers
     site.imprint("receivers", "enable", owner, f"http://{application.address}")
     again = json.loads(site.imprint("redeliver", "--job", second, "--json").stdout)["again"]
-    until(lambda: waiting(site, second) == 0, 30, "sent again")
+    until(lambda: waiting(site, second) == 0, 60, "sent again")
     assert [one.id for one in application.about(second)] == again
     assert application.about(second)[-1].verified(SECRET)["type"] == "training.failed"
     assert "a-secret-path" not in "".join(log.read_text() for log in site.folder.glob("*.log"))
@@ -225,7 +225,7 @@ def test_a_late_success_is_delivered_charged_nothing_and_counted_as_a_leak(runni
     view = site.wait(job_id)
     assert (view["status"], view["credits"]) == ("ready", {"held": 0, "charged": 0, "refunded": 100})
     site.services.store.get(view["lora"]["key"])
-    until(lambda: waiting(site, job_id) == 0, 30, "told")
+    until(lambda: waiting(site, job_id) == 0, 60, "told")
     assert application.about(job_id)[-1].content["data"]["credits"]["charged"] == 0
     content = json.loads(site.imprint("audit", "--json").stdout)
     assert content["ok"] is True
@@ -234,4 +234,4 @@ def test_a_late_success_is_delivered_charged_nothing_and_counted_as_a_leak(runni
     # The hourly task alerts: an error in the log that monitoring watches.
     site.application.send_task("imprint.audit", queue="io")
     alerts = site.settings.log_dir / "errors.jsonl"
-    until(lambda: "leak: 1 training(s)" in alerts.read_text(), 30, "the alert")
+    until(lambda: "leak: 1 training(s)" in alerts.read_text(), 60, "the alert")

@@ -66,7 +66,7 @@ def test_killed_between_two_requests(celery_setup: CeleryTestSetup, celery_site:
     sent.backend = None
     assert celery_site.wait(job_id)["status"] == "ready"
     assert sweeps.run_audit(celery_site.services) == []
-    until(lambda: len(celery_site.left_behind(job_id)) == 1, 20, "nothing left but the file")
+    until(lambda: len(celery_site.left_behind(job_id)) == 1, 60, "nothing left but the file")
 
 
 def test_a_job_whose_launches_end_in_an_error_before_the_claim_fails(base_model: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class RedisServer(Server):
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
-    def start(self, timeout_s: float = 10.0) -> None:
+    def start(self, timeout_s: float = 60.0) -> None:
         """Returns when it answers PING; NotStarted with its log if it ends before that."""
         if self._process is not None:
             raise RuntimeError(f"the server on port {self.port} runs already")

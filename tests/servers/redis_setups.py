@@ -87,7 +87,7 @@ def redis_sentinel(folder: Path) -> Iterator[Sentinel]:
         stack.enter_context(
             _running(folder / "replica", [*common, f"port {replica}", f"replicaof 127.0.0.1 {master}"], is_copy)
         )
-        stack.enter_context(_running(folder / "sentinel", watched, knows_both, "--sentinel", timeout_s=30))
+        stack.enter_context(_running(folder / "sentinel", watched, knows_both, "--sentinel"))
         address = f"sentinel://:{password}@127.0.0.1:{sentinel}/0?master_name={GROUP}"
         yield Sentinel(address, password, first, sentinel)
 
@@ -103,7 +103,7 @@ def _answers(port: int, **options: object) -> bool:
 
 @contextmanager
 def _running(
-    folder: Path, lines: list[str], answers: Callable[[], bool], *arguments: str, timeout_s: float = 15
+    folder: Path, lines: list[str], answers: Callable[[], bool], *arguments: str, timeout_s: float = 60
 ) -> Iterator[ServerProcess]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "redis.conf").write_text("\n".join([*lines, f"dir {folder.resolve()}", "daemonize no"]) + "\n")

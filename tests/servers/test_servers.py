@@ -19,7 +19,7 @@ from tests.servers.rabbitmq import rabbitmq_server
 from tests.servers.redis import redis_server
 
 
-def wait_until(true: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def wait_until(true: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < deadline, "it did not come to that"
@@ -99,9 +99,9 @@ class TestRedis:
             text=True,
         ) as tests:
             assert tests.stdout is not None
-            pid = int(tests.stdout.readline())
+            assert psutil.pid_exists(int(tests.stdout.readline()))
             os.kill(tests.pid, signal.SIGKILL)
-        wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+        wait_until(lambda: processes_in(tmp_path) == [])
 
 
 class TestRabbitMQ:

@@ -22,7 +22,7 @@ def test_owners_take_turns_however_much_one_of_them_waits_for() -> None:
         for count, owner_id in enumerate(["ada", "ada", "ada", "bob", "cleo", "bob"], start=1):
             threads.append(threading.Thread(target=work, args=(owner_id,)))
             threads[-1].start()
-            until(lambda count=count: waiting() == count, 20, "it waits")  # type: ignore[misc]
+            until(lambda count=count: waiting() == count, 60, "it waits")  # type: ignore[misc]
     for thread in threads:
         thread.join(20)
     assert order == ["ada", "bob", "cleo", "ada", "bob", "ada"]

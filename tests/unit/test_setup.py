@@ -91,7 +91,7 @@ class TestSetUp:
             subprocess.Popen(argv, env=os.environ | {"PYTHON": str(checkout / "python")}, stdout=subprocess.DEVNULL)
             for _ in range(2)
         ]
-        assert [one.wait(timeout=60) for one in both] == [0, 0]
+        assert [one.wait(timeout=240) for one in both] == [0, 0]
         assert len(calls(checkout)) == 4
 
     def test_a_step_that_fails_shows_the_log_and_leaves_no_stamp(self, checkout: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_name_that_was_trained_before_is_not_trained_again(pod: FakePod, http:
 
 def test_the_doors_that_the_real_one_left_open(pod: FakePod) -> None:
     """Without a password captions can be written and files be read; nothing outside the fake's folder ever is."""
-    with httpx2.Client(base_url=pod.url, trust_env=False) as stranger:
+    with httpx2.Client(base_url=pod.url, timeout=60, trust_env=False) as stranger:
         for path, status in (
             ("/api/files/%2Fetc%2Fpasswd", 403),
             ("/api/files/tmp/x", 403),
@@ -61,7 +61,9 @@ def test_the_doors_that_the_real_one_left_open(pod: FakePod) -> None:
         answer = stranger.post("/api/img/caption", json={"imgPath": "/etc/passwd", "caption": "x"})
         assert (answer.status_code, answer.json()) == (400, {"error": "Invalid image path"})
     files = [("files", ("x.png", b"x"))]
-    with httpx2.Client(base_url=pod.url, headers={"Authorization": f"Bearer {pod.token}"}, trust_env=False) as client:
+    with httpx2.Client(
+        base_url=pod.url, headers={"Authorization": f"Bearer {pod.token}"}, timeout=60, trust_env=False
+    ) as client:
         outside = client.post("/api/datasets/upload", data={"datasetName": "../../evil"}, files=files)
         assert outside.status_code == 500
         client.post("/api/datasets/delete", json={"name": "../../.."})

@@ -144,7 +144,7 @@ def test_a_server_that_is_started_anew_has_forgotten_and_one_that_is_gone_is_unr
         ):
             thread = threading.Thread(target=follow)
             thread.start()
-            until(lambda: bool(server.queued()[0]), 20, "the prompt at work")
+            until(lambda: bool(server.queued()[0]), 60, "the prompt at work")
             mortal.kill()
             if again:
                 mortal.start()

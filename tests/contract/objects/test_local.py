@@ -94,7 +94,7 @@ Dies(Path(sys.argv[1])).put("a/b", b"half")
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
-    run = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path / "store")], timeout=60, check=False)
+    run = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path / "store")], timeout=240, check=False)
     assert run.returncode == -9
     left = list((tmp_path / "store/.tmp").iterdir())
     assert len(left) == 1

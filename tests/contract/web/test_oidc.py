@@ -61,7 +61,7 @@ class Browser:
         assert answer.status_code == 303, answer.text
         self.cookie = answer.headers["set-cookie"].split(";")[0]
         self.api.client.cookies.clear()
-        back = httpx2.get(answer.headers["location"], follow_redirects=False)
+        back = httpx2.get(answer.headers["location"], follow_redirects=False, timeout=60)
         assert back.status_code == 302, back.text
         self.callback = back.headers["location"].removeprefix("http://testserver")
         return self

@@ -48,7 +48,7 @@ def described(lone_api: Api) -> Iterator[tuple[Any, There, dict[str, str]]]:
     there = {"trainings": job_id, "operate": job_id, "influencer": "rex", "imageId": images[0], "drawingId": drawing_id}
     headers = {"Authorization": f"Bearer {secret}", "Imprint-Owner": "ada"}
     with served(lone_api, web_rate_per_s=1e6) as url:
-        yield schemathesis.openapi.from_url(f"{url}/openapi.json"), there, headers
+        yield schemathesis.openapi.from_url(f"{url}/openapi.json", timeout=60), there, headers
 
 
 def test_every_answer_is_documented(described: tuple[Any, There, dict[str, str]]) -> None:

@@ -163,14 +163,14 @@ def test_an_open_stream_ends_with_its_token_or_session_and_the_others_go_on(api:
         threads = [threading.Thread(target=follow, args=call) for call in calls]
         for thread in threads:
             thread.start()
-        until(lambda: len(opened) == 3, 30, "three open streams")
+        until(lambda: len(opened) == 3, 60, "three open streams")
         found = tokens.authenticate(api.services, secrets["revoked"])
         assert found is not None
         tokens.revoke(api.services, found.id)
         sessions.end(api.services, cookie.split(".")[0])
         until(lambda: set(ended) == {"revoked", "signed out"}, ENDS_WITHIN_S, "the two streams to end")
         # A client that reconnects is refused, and the other stream goes on to the end of the training.
-        again = httpx2.get(url + calls[0][1], headers=calls[0][2], trust_env=False)
+        again = httpx2.get(url + calls[0][1], headers=calls[0][2], timeout=60, trust_env=False)
         assert again.status_code == 401
         service.cancel(api.services, job_id)
         until(lambda: "kept" in ended, ENDS_WITHIN_S, "the end of the training")
@@ -183,7 +183,7 @@ def test_an_open_stream_ends_with_its_token_or_session_and_the_others_go_on(api:
 
 def set_cookie(url: str, secret: str, proto: str | None) -> str:
     headers = {"origin": url, **({} if proto is None else {"x-forwarded-proto": proto})}
-    answer = httpx2.post(f"{url}/sign-in", headers=headers, data={"token": secret}, trust_env=False)
+    answer = httpx2.post(f"{url}/sign-in", headers=headers, data={"token": secret}, timeout=60, trust_env=False)
     assert answer.status_code == 303, answer.text
     return str(answer.headers["set-cookie"])
 
