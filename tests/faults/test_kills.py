@@ -76,10 +76,12 @@ def test_killed_training_goes_on_from_its_last_checkpoint(place: Place, owner: s
     images = running.pictures(owner)
     asked: dict[str, Any] = {"owner_id": owner, "images": images, "max_steps": 80, "checkpoint_every": 2}
     undisturbed = running.wait(running.send(**asked)["job_id"])
+    place.s3.hold("PUT", "/outputs/")  # however fast the machine, it is not over before the kill
     disturbed = running.send(**asked)["job_id"]
     # Past its first checkpoint, which comes after two epochs of six pictures, and not at its end.
     running.wait(disturbed, lambda view: any(running.services.store.list(f"checkpoints/{disturbed}/")))
     running.kill("train")
+    place.s3.release()
     assert running.view(disturbed)["status"] == "training"
     running.start("train")
     view = ready_and_charged_once(running, disturbed)
