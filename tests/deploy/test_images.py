@@ -37,7 +37,7 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 _SERVES = """
 import importlib, sys
 from pathlib import Path
-for name in ("steps", "sweeps", "ingress", "workers.worker", "rabbitmq.consumer"):
+for name in ("stages", "sweeps", "ingress", "workers.worker", "rabbitmq.consumer"):
     importlib.import_module(f"tasks.{{name}}")
 for name in ("cli.main", "web.app", "flower.command", "storage.objects.s3", "psycopg"):
     importlib.import_module(name)

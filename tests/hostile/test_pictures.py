@@ -34,7 +34,7 @@ def test_it_is_refused_in_our_own_words(decoder: Decoder, name: str) -> None:
         decoder.prepare(data, resolution=64)
     assert raised.value.message == words
     assert SECRET.decode() not in words
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     assert decoder._idle == before, "the decoder lives on"
 
 

@@ -82,7 +82,7 @@ def test_a_server_that_hangs_keeps_nobody_from_being_seen(
             begun = time.monotonic()
             seen = polls.poll(services)
             assert (seen.polled, seen.given_up) == (2, 0)
-            assert time.monotonic() - begun < 25
+            assert time.monotonic() - begun < 60
             assert (run_of(services, "bad").missed, run_of(services, "good").missed) == (missed, 0)
             assert run_of(services, "good").status in ("queued", "running")
         bad.resume()

@@ -154,7 +154,7 @@ def test_the_age_of_a_queue_is_that_of_the_job_that_waits(watched: Watched) -> N
     watched.site.wait(waiting["job_id"], lambda view: view["stage"] == "train")
     until(lambda: watched.value("web", 'imprint_jobs_active{stage="train",state="waiting"}') == 1, 60, "it waits")
     until(lambda: watched.value("web", 'imprint_queue_messages{queue="train.sd15"}') == 1, 60, "its message waits")
-    assert 0 < watched.value("web", 'imprint_queue_oldest_seconds{stage="train"}') < 60
+    assert 0 < watched.value("web", 'imprint_queue_oldest_seconds{stage="train"}') < 600
     watched.site.start("train", IMPRINT_METRICS_PORT=str(watched.ports["train"]), IMPRINT_LOG_FORMAT="json")
     assert watched.site.wait(waiting["job_id"])["status"] == "ready"
 

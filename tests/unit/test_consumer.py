@@ -1,14 +1,13 @@
 """A worker drops and delays messages by its own clock: a time in a message is of another machine's."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 import celeryconfig
-from core.clock import utcnow
 from tasks.arguments import OWN_DELAY
+from tasks.rabbitmq import consumer
 from tasks.rabbitmq.consumer import _limit_own_delay, _PeriodicTasks
 
 SWEEP, AUDIT = "imprint.sweep", "imprint.audit"
@@ -45,23 +44,26 @@ def test_the_beat_table_is_what_it_knows() -> None:
     assert all(made.is_too_soon(entry["task"], 0.1) for entry in celeryconfig.beat_schedule.values())
 
 
-def due_in_s(**headers: Any) -> float:
-    message = SimpleNamespace(headers=headers)
-    _limit_own_delay(message)
-    return (datetime.fromisoformat(message.headers["eta"]) - utcnow()).total_seconds()
+NOW = datetime(2026, 12, 31, 23, 59, 58, tzinfo=UTC)
+
+
+def due_in_s(eta_s: float, own_delay: object) -> float:
+    """In how many seconds a message is due whose sender said `eta_s`."""
+    message = SimpleNamespace(headers={"eta": (NOW + timedelta(seconds=eta_s)).isoformat(), OWN_DELAY: own_delay})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(consumer, "utcnow", lambda: NOW)
+        _limit_own_delay(message)
+    return (datetime.fromisoformat(message.headers["eta"]) - NOW).total_seconds()
 
 
 def test_a_task_sent_again_waits_no_longer_than_its_delay() -> None:
-    """The sender's clock is an hour ahead of this one."""
-    eta = (utcnow() + timedelta(seconds=3600 + 5)).isoformat()
-    assert 4 < due_in_s(eta=eta, **{OWN_DELAY: 5.0}) <= 5
+    assert due_in_s(3600 + 5, 5.0) == 5, "the sender's clock is an hour ahead of this one"
 
 
 def test_its_own_time_stands_where_it_is_sooner() -> None:
-    assert 1 < due_in_s(eta=(utcnow() + timedelta(seconds=2)).isoformat(), **{OWN_DELAY: 5.0}) <= 2
+    assert due_in_s(2, 5.0) == 2
 
 
 @pytest.mark.parametrize("delay", [None, "5", -1, 10**9, True, float("nan")])
 def test_a_delay_that_is_none_changes_nothing(delay: object) -> None:
-    eta = utcnow() + timedelta(seconds=1000)
-    assert 998 < due_in_s(eta=eta.isoformat(), **{OWN_DELAY: delay}) <= 1000
+    assert due_in_s(1000, delay) == 1000

@@ -8,6 +8,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
+import hypothesis.core
 import pytest
 
 from tests import samples
@@ -41,6 +42,10 @@ def test_an_empty_seed_is_none_and_all_test_processes_get_the_same(monkeypatch: 
     monkeypatch.setenv("IMPRINT_TEST_SEED", "")
     chosen = runpy.run_path(samples.__file__)["SEED"]
     assert os.environ["IMPRINT_TEST_SEED"] == str(chosen)
+
+
+def test_a_commit_has_the_same_examples_of_hypothesis_on_every_machine() -> None:
+    assert hypothesis.core.global_force_seed is not None
 
 
 def items(ids: list[str], *markers: str) -> list[Any]:

@@ -45,7 +45,7 @@ def test_a_call_ends_in_its_time(tmp_path: Path, slowness: Slowness, call: str) 
         begun = time.monotonic()
         with pytest.raises(StoreUnavailable, match="too slow") as raised:
             CALLS[call](store, tmp_path)
-        assert time.monotonic() - begun < 15
+        assert time.monotonic() - begun < 60
     assert raised.value.retryable
     assert not (tmp_path / "out").exists()
 

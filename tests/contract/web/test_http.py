@@ -48,7 +48,7 @@ class TestHead:
         begun = time.monotonic()
         answer = lone_api.call("HEAD", f"/api/trainings/{job_id}/events", ada)
         assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 60
         assert lone_api.client.app.state.streams.count == 0  # type: ignore[attr-defined]
         service.cancel(lone_api.services, job_id)
 
