@@ -18,7 +18,7 @@ from jobs import service
 from jobs.owners import tokens
 from jobs.services import Services
 from tests.site import ROOT, Site, site
-from tools.screenshots import World, make_world
+from tools.screenshots import World, make_world, served
 
 SHOTS = ROOT / "test-output" / "browser"
 CHROMIUM = os.environ.get("IMPRINT_TEST_CHROMIUM", "/usr/bin/chromium")
@@ -110,6 +110,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     yield made
     made.services.database.close()
     made.services.decoder.close()
+
+
+@pytest.fixture(scope="package")
+def base(world: World) -> Iterator[str]:
+    """The address of the page of `world`."""
+    with served(world.services) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser: Browser, base: str) -> Iterator[Page]:
+    """A window on the page of `world`."""
+    context = browser.new_context(base_url=base, locale="en")
+    context.set_default_timeout(WAIT_MS)
+    yield context.new_page()
+    context.close()
 
 
 @pytest.fixture

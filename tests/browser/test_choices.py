@@ -1,35 +1,20 @@
 """What owners and operators change in a browser: a deletion is undone, limits and a name, the language."""
 
 import re
-from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from jobs.owners import accounts, limits
 from jobs.subjects import subject_pictures, subject_settings
 from tests.browser.conftest import WAIT_MS
-from tools.screenshots import OWNER, PICTURES, SUBJECT, World, pages, served, sign_in
+from tools.screenshots import OWNER, PICTURES, SUBJECT, World, pages, sign_in
 from web.pages import texts
 
 pytestmark = pytest.mark.timeout(900)
 expect.set_options(timeout=WAIT_MS)
 
 PICTURE = sorted(PICTURES.glob("*.png"))[0]
-
-
-@pytest.fixture(scope="module")
-def base(world: World) -> Iterator[str]:
-    with served(world.services) as address:
-        yield address
-
-
-@pytest.fixture
-def page(browser: Browser, base: str) -> Iterator[Page]:
-    context = browser.new_context(base_url=base, locale="en")
-    context.set_default_timeout(WAIT_MS)
-    yield context.new_page()
-    context.close()
 
 
 def test_a_deletion_is_undone(world: World, page: Page) -> None:

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser
 from starlette.routing import compile_path
 
 from tests.browser.conftest import DESKTOP, PHONE, findings
-from tools.screenshots import World, pages, served, sign_in
+from tools.screenshots import World, pages, sign_in
 from web.app import create_app
 
 pytestmark = pytest.mark.timeout(900)
@@ -62,46 +62,44 @@ def test_the_book_has_every_page(world: World) -> None:
     assert missing == []
 
 
-def test_axe_finds_nothing(world: World, browser: Browser) -> None:
+def test_axe_finds_nothing(world: World, browser: Browser, base: str) -> None:
     """On a phone in the dark, in German, whose words are longer; and the colours on a desktop in the light."""
     found, wide = [], []
-    with served(world.services) as base:
-        for token, by_name in pages(world).items():
-            context = browser.new_context(base_url=base, locale="de")
-            page = context.new_page()
-            if token:
-                sign_in(page, token)
-            for name, address in by_name.items():
-                page.set_viewport_size(PHONE)  # type: ignore[arg-type]
-                page.emulate_media(color_scheme="dark")
-                page.goto(address, wait_until="load")
-                wide += [f"{name}: {one}" for one in page.evaluate(TOO_WIDE) + page.evaluate(STICKING_OUT)]
-                found += [f"{name}: two elements have the id {one}" for one in page.evaluate(DOUBLE)]
-                for scheme, one in findings(page, "dark", "light"):
-                    nodes = [node["html"][:160] for node in one["nodes"]]
-                    found.append(f"{name} ({scheme}): {one['id']} ({one['impact']}): {nodes}")
-                page.set_viewport_size(DESKTOP)  # type: ignore[arg-type]
-                wide += [f"{name} on a desktop: {one}" for one in page.evaluate(TOO_WIDE)]
-            context.close()
+    for token, by_name in pages(world).items():
+        context = browser.new_context(base_url=base, locale="de")
+        page = context.new_page()
+        if token:
+            sign_in(page, token)
+        for name, address in by_name.items():
+            page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+            page.emulate_media(color_scheme="dark")
+            page.goto(address, wait_until="load")
+            wide += [f"{name}: {one}" for one in page.evaluate(TOO_WIDE) + page.evaluate(STICKING_OUT)]
+            found += [f"{name}: two elements have the id {one}" for one in page.evaluate(DOUBLE)]
+            for scheme, one in findings(page, "dark", "light"):
+                nodes = [node["html"][:160] for node in one["nodes"]]
+                found.append(f"{name} ({scheme}): {one['id']} ({one['impact']}): {nodes}")
+            page.set_viewport_size(DESKTOP)  # type: ignore[arg-type]
+            wide += [f"{name} on a desktop: {one}" for one in page.evaluate(TOO_WIDE)]
+        context.close()
     assert found == [], "\n".join(found)
     assert wide == []
 
 
-def test_times_are_local_also_where_an_element_cannot_be(world: World, browser: Browser) -> None:
+def test_times_are_local_also_where_an_element_cannot_be(world: World, browser: Browser, base: str) -> None:
     """In the options of a select, and in the history of a job. Without script they say UTC."""
     compare = f"/trainings/{world.ready}/compare?with={world.earlier}"
-    with served(world.services) as base:
-        for script in (True, False):
-            context = browser.new_context(
-                base_url=base, java_script_enabled=script, locale="en-US", timezone_id="Asia/Kolkata"
-            )
-            page = context.new_page()
-            sign_in(page, world.owner_token)
-            page.goto(compare)
-            at = page.locator("thead time").first.inner_text()
-            assert f", {at}, ready" in page.locator("#with option[selected]").inner_text()
-            sign_in(page, world.operator_token)
-            page.goto(f"/operators/jobs/{world.failed}")
-            history = page.locator("pre time").first.inner_text()
-            assert [one.endswith(" UTC") for one in (at, history)] == [not script] * 2
-            context.close()
+    for script in (True, False):
+        context = browser.new_context(
+            base_url=base, java_script_enabled=script, locale="en-US", timezone_id="Asia/Kolkata"
+        )
+        page = context.new_page()
+        sign_in(page, world.owner_token)
+        page.goto(compare)
+        at = page.locator("thead time").first.inner_text()
+        assert f", {at}, ready" in page.locator("#with option[selected]").inner_text()
+        sign_in(page, world.operator_token)
+        page.goto(f"/operators/jobs/{world.failed}")
+        history = page.locator("pre time").first.inner_text()
+        assert [one.endswith(" UTC") for one in (at, history)] == [not script] * 2
+        context.close()
