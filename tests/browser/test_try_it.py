@@ -1,12 +1,13 @@
 """ "Try it" on the page of a ready training, in a browser, with pictures that a real worker draws."""
 
+import hashlib
 import io
 import re
 from collections.abc import Callable, Iterator
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from jobs.drawings import drawings
 from jobs.subjects import subject_pictures
@@ -20,7 +21,10 @@ expect.set_options(timeout=WAIT_MS)
 Shoot = Callable[[Page, str], None]
 
 
-SAMPLED = {"max_steps": 20, "validation": {"previews": ["imp on a beach"], "every_epochs": 3}}
+SAMPLED = {
+    "max_steps": 20, "keep_checkpoints": True, "checkpoint_every": 3,
+    "validation": {"previews": ["imp on a beach"], "every_epochs": 3},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +135,34 @@ def test_two_trainings_are_compared(visitor: Visitor, job_id: str, shoot: Shoot)
     shoot(page, "compare-phone")
     page.goto(f"/trainings/{job_id}/compare?with={after['job_id']}")  # the other way round
     expect(page.locator(".pairs .differs").first).to_have_text(re.compile("Rank.*84"))
+
+
+def test_another_checkpoint_is_delivered(visitor: Visitor, job_id: str, shoot: Shoot) -> None:
+    """Chosen by its sample, downloaded and drawn with; and the last one again."""
+    page = visitor.open(size=PHONE, scheme="dark")
+    visitor.sign_in(page, "tia")
+    page.goto(f"/trainings/{job_id}")
+    last = visitor.site.view(job_id)["lora"]["sha256"]
+    first = page.locator(".checkpoints li:not(.delivered)").first
+    first.locator("img").scroll_into_view_if_needed()
+    assert first.locator("img").evaluate("one => one.decode().then(() => one.naturalWidth)") == 64
+    step = re.findall(r"Step (\d+)", first.inner_text())[0]
+
+    def downloaded(link: Locator) -> str:
+        with page.expect_download() as coming:
+            link.click()
+        return hashlib.sha256(coming.value.path().read_bytes()).hexdigest()
+
+    earlier = downloaded(first.locator("a[download]"))
+    assert (downloaded(page.locator("#download")), earlier != last) == (last, True)
+    page.locator(f"#deliver-{step}").click()
+    expect(page.locator("#notice")).to_have_text("Downloads and drawings use this checkpoint now.")
+    expect(page.locator(".delivered")).to_contain_text(re.compile(rf"Step {step}\s+Delivered"))
+    shoot(page, "checkpoints-phone-dark")
+    assert downloaded(page.locator("#download")) == earlier == visitor.site.view(job_id)["lora"]["sha256"]
+    page.locator("#deliver-20").click()
+    expect(page.locator(".delivered")).to_contain_text("Step 20")
+    assert downloaded(page.locator("#download")) == last
 
 
 def test_at_two_sizes_in_light_and_dark(visitor: Visitor, job_id: str, shoot: Shoot) -> None:

@@ -81,14 +81,13 @@ NOTICES = {
     "on": "Automatic training is on.",
     "off": "Automatic training is off.",
     "captioned": "Caption saved.",
-    "imported": "Captions read from the files.",
     "cropped": "Later trainings see this part.",
     "uncropped": "Later trainings see the whole picture.",
     "masked": "Mask saved. Later trainings count only what it shows.",
     "unmasked": "Mask removed.",
     "removed": "Picture removed. Trainings that use it continue.",
     "uploaded": "Pictures stored.",
-    "some": "Some files were not stored, because they are not pictures.",  # see `_BAD`
+    "some": "Some of it could not be used: the list below says what and why.",  # see `_BAD`
     "started": "Training started.",
     "cancelled": "Training cancelled.",
     "accepted": "Captions accepted.",
@@ -128,6 +127,7 @@ def render(request: Request, template: str, status: int = 200, /, **values: Any)
         "path": request.url.path,
         "has_oidc": request.app.state.oidc is not None,
         "notice": NOTICES.get(named, ""),
+        "notice_name": named,
         "notice_is_bad": named in _BAD,
         "undo": undo if re.fullmatch("del_[a-z0-9]{1,60}", undo) else "",
     }
