@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from jobs.owners import accounts
 from jobs.subjects import subject_pictures, subject_settings
 from storage.tables.pictures import StoredPicture
 from tests.browser.conftest import PHONE, WAIT_MS, Visitor, check_accessible
-from tests.site import MASCOT, until
+from tests.site import MASCOT
 from web.pages.render import number
 
 pytestmark = pytest.mark.timeout(900)
@@ -370,26 +369,3 @@ def test_without_a_script(visitor: Visitor) -> None:
     assert answer is not None
     assert answer.status == 403
     check_accessible(check)
-
-
-def test_operators_see_the_installation(visitor: Visitor, shoot: Shoot) -> None:
-    equip(visitor, "olga")
-    job_id = begin(visitor, "olga", max_steps=LONG)
-    visitor.site.wait(job_id, lambda view: view["step"] > 0)
-    page = visitor.open()
-    visitor.sign_in(page, "olga", "read", "operate")
-    page.goto("/operators")
-    expect(page.get_by_role("region", name="Active trainings")).to_contain_text(job_id)
-    expect(page.get_by_role("region", name="Queues")).to_contain_text("train.sd15")
-    until(lambda: "CPU" in ((page.reload() and page.locator("#main").text_content()) or ""), 60, "the worker's device")
-    shoot(page, "operators")
-    check_accessible(page)
-    page.goto(f"/trainings/{job_id}")
-    expect(page.get_by_role("button", name="Cancel")).to_have_count(0)  # a token that may only look
-    page.goto("/operators")
-    page.evaluate("window.same = true")
-    service.cancel(visitor.services, job_id)
-    expect(page.get_by_role("region", name="Active trainings")).not_to_contain_text(job_id)
-    assert page.evaluate("window.same"), "the page is live: nobody has to reload it"
-    log = json.dumps(visitor.asked)
-    assert "imp_" not in log  # no token is ever in an address
