@@ -165,6 +165,31 @@ def _value(name: str, text: str) -> Any:
         return text
 
 
+@dataclass(frozen=True)
+class PresetUse:
+    """A preset on a subject's recipe: the form of a training before and after it, and the good pictures of each."""
+
+    before: TrainForm
+    after: TrainForm
+    good_before: list[str]
+    good_after: list[str]
+    recipe: dict[str, Any]  # with the preset
+
+    @classmethod
+    def of(cls, services: Services, kept: Subject, kind: Learns) -> "PresetUse":
+        before = TrainForm.of_subject(kept)
+        good = _good(services, kept, before)
+        made = presets.recipe_for(kind, kept.base_model, kept.trigger_word, kept.class_word)
+        recipe = presets.added_to(kept.recipe or {}, made, kept.base_model, len(good))
+        after = before.with_recipe(recipe)
+        is_same_size = subject_form.frame_of(after) == subject_form.frame_of(before)
+        return cls(before, after, good, good if is_same_size else _good(services, kept, after), recipe)
+
+
+def _good(services: Services, kept: Subject, form: TrainForm) -> list[str]:
+    return subject_form.good_ids(services, subject_form.list_pictures(services, kept, form))
+
+
 @router.get("/preset")
 def preset(
     request: Request, services: ServicesDep, caller: PageReaderDep, subject_id: SubjectId, kind: Learns | None = None
@@ -173,7 +198,7 @@ def preset(
     kept = subject_settings.get(services, caller.owner_id, subject_id)
     if kind is None:
         return _to_recipe(subject_id)
-    return _preset_page(request, services, caller, kept, kind, _with_preset(services, kept, kind), is_used=False)
+    return _preset_page(request, services, caller, kept, kind, PresetUse.of(services, kept, kind), is_used=False)
 
 
 @router.post("/preset")
@@ -183,41 +208,31 @@ def use_preset(
 ) -> Response:  # fmt: skip
     """Store the recipe with the preset. The answer can undo it."""
     kept = subject_settings.get(services, caller.owner_id, subject_id)
-    recipe = _with_preset(services, kept, kind)
-    subject_settings.change(services, caller.owner_id, subject_id, {"recipe": recipe})
-    return _preset_page(request, services, caller, kept, kind, recipe, is_used=True)
-
-
-def _with_preset(services: Services, kept: Subject, kind: Learns) -> dict[str, Any]:
-    made = presets.recipe_for(kind, kept.base_model, kept.trigger_word, kept.class_word)
-    pictures = subject_form.list_pictures(services, kept, TrainForm.of_subject(kept))
-    good = len(subject_form.good_ids(services, pictures))
-    return presets.added_to(kept.recipe or {}, made, kept.base_model, good)
+    use = PresetUse.of(services, kept, kind)
+    subject_settings.change(services, caller.owner_id, subject_id, {"recipe": use.recipe})
+    return _preset_page(request, services, caller, kept, kind, use, is_used=True)
 
 
 def _preset_page(
-    request: Request, services: Services, caller: Caller, kept: Subject, kind: Learns, recipe: dict[str, Any], *,
-    is_used: bool,
-) -> Response:  # fmt: skip
+    request: Request, services: Services, caller: Caller, kept: Subject, kind: Learns, use: PresetUse, *, is_used: bool
+) -> Response:
     """`kept`: the subject as it was before."""
-    before, after = (TrainForm.of_subject(kept).with_recipe(one) for one in (kept.recipe or {}, recipe))
     return render(
         request,
         "preset.html",
         subject_id=kept.id,
         preset=presets.BY_KIND[kind],
-        changes=recipe_options.changes(before.spec(), after.spec()),
-        before=_credits(services, kept, before),
-        after=_credits(services, kept, after),
+        changes=recipe_options.changes(use.before.spec(), use.after.spec()),
+        before=_credits(services, kept, use.before, use.good_before),
+        after=_credits(services, kept, use.after, use.good_after),
         is_used=is_used,
         old=_typed(kept.recipe or {}),
         may_train="train" in caller.token.scopes,
     )
 
 
-def _credits(services: Services, kept: Subject, form: TrainForm) -> int | None:
-    """What a training of the subject's pictures costs; None: it cannot be priced."""
-    good = subject_form.good_ids(services, subject_form.list_pictures(services, kept, form))
+def _credits(services: Services, kept: Subject, form: TrainForm, good: list[str]) -> int | None:
+    """What a training of the subject's good pictures costs; None: it cannot be priced."""
     quote, _ = subject_form.quoted(services, kept.owner_id, form, good)
     return quote.credits if quote else None
 

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -10,7 +11,7 @@ from core.errors import NotFound
 from core.settings import Settings
 from jobs.requests import recipe_options
 from jobs.results import comparison
-from jobs.subjects import captions, presets, subject_recipe, subject_settings
+from jobs.subjects import captions, presets, subject_pictures, subject_recipe, subject_settings
 from tests.contract.web.conftest import Api, make_api
 from tests.contract.web.page import Visit
 from tests.contract.web.test_results import cookie_of
@@ -78,7 +79,7 @@ def test_a_preset_an_option_and_back_to_the_defaults(api: Api) -> None:
     assert subject_settings.get(api.services, "ada", "rex").recipe is None
 
 
-def test_a_preset_says_what_it_changes_keeps_the_steps_and_is_undone(api: Api) -> None:
+def test_a_preset_says_what_it_changes_keeps_the_steps_and_is_undone(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     page = Visit.of(api, "ada")
     api.upload(api.token("ada"), 6)
     stored = {
@@ -86,7 +87,11 @@ def test_a_preset_says_what_it_changes_keeps_the_steps_and_is_undone(api: Api) -
         "validation": {"held_out": 1, "previews": ["rex asleep", "rex at sea"]},
     }  # fmt: skip
     subject_settings.change(api.services, "ada", "rex", {"base_model": "sd15", "recipe": stored})
-    shown = re.sub(r"<[^>]+>", "", page.get(f"{REX}/preset?kind=character").text)
+    with monkeypatch.context() as spying:
+        spy = Mock(wraps=subject_pictures.list_pictures)
+        spying.setattr(subject_pictures, "list_pictures", spy)
+        shown = re.sub(r"<[^>]+>", "", page.get(f"{REX}/preset?kind=character").text)
+    assert spy.call_count == 1, "of the same size before and after, the pictures are read once"
     assert "Layers with a LoRA: all → attention" in shown
     assert "Keep every checkpoint: no → yes" in shown
     assert "What it learns: by what it is → character" in shown
