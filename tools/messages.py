@@ -58,6 +58,8 @@ MODULES = (
     "training/data/file_kinds.py",
     "training/data/folders/archives.py",
     "training/data/folders/caption_files.py",
+    "training/data/folders/picture_folder.py",
+    "training/data/folders/remarks.py",
     "training/data/folders/unpack_target.py",
     "training/data/masks.py",
     "training/data/pictures.py",
@@ -96,9 +98,9 @@ def _of_module(module: ast.Module) -> Iterator[str]:
         is_text = scope.returns is not None and "str" in ast.unparse(scope.returns)
         for node in ast.walk(scope):
             for said in _said(node, is_text):
-                yield from _templates(said, named)
+                yield from (one.replace("{}", "{names}") for one in _templates(said, named))
     for name, values in known.items():
-        if name.endswith("_TEXTS"):
+        if name.endswith(("_TEXTS", "_KINDS")):
             yield from (one for value in values for one in _templates(value, {}))
 
 
@@ -124,7 +126,7 @@ def _said(node: ast.AST, is_text: bool) -> Iterator[ast.expr]:
         yield node.value
     elif isinstance(node, ast.Call):
         called = _name(node.func)
-        if called in _ERRORS and node.args:
+        if called in _ERRORS | {"Remark"} and node.args:
             yield node.args[0]
         elif called in ("RequestRefused", "Refusal"):
             yield from node.args[1:]
@@ -151,7 +153,7 @@ def _templates(node: ast.expr, named: dict[str, list[ast.expr]]) -> Iterator[str
     if isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp):
         template = _template(node)
         is_short = template.startswith("{") and len(re.sub(r"\{\w+\}", "", template)) < 15  # it would fit too much
-        if re.search(r"[a-z]{2,} |^[a-z]+ \{", template) and not is_short:
+        if re.search(r"[a-z]{2,} |^[a-z]+ \{|^an? [A-Z]", template) and not is_short:
             yield template
         for part in getattr(node, "values", ()):
             if isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name):

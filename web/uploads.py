@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import PurePath
+from typing import Literal
 
 import anyio
 from anyio.to_thread import run_sync
@@ -14,6 +16,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from core.errors import FailureCode, IllegalMove, ImageInvalid, ImprintError, SpecInvalid
+from core.picture_names import plain_name
 from core.settings import Settings
 from jobs.services import Services
 from jobs.subjects import image_fetches, picture_uploads, subject_pictures
@@ -24,6 +27,8 @@ from web.partial_files import FileOfPieces, PartialFiles
 from web.problems import RequestRefused
 from web.server.limits import OpenLimit
 
+# By its number and its name, as the client counts; by its name; or not at all, where the client shows the name.
+Naming = Literal["number", "name", "none"]
 MAX_FILES = 20  # of one request; an archive counts as one
 _MAX_UNPACKING = 2  # archives that are unpacked at the same time
 MAX_BODY_BYTES = 256 * 1024  # of a request without files
@@ -69,10 +74,12 @@ async def store_uploads(
     *,
     is_mask: bool = False,
     name: str | None = None,
+    naming: Naming = "number",
 ) -> StoredImages:
     """Store the files of a form. Raises RequestRefused, SpecInvalid or RequestValidationError.
 
     Once the client has gone, no further file is stored. `name`: store the first file under this name, and no other.
+    `naming`: how refusals name the files.
     """
     uploads: Uploads = request.app.state.uploads
     with uploads.hold(request, caller):
@@ -84,7 +91,7 @@ async def store_uploads(
                 if name is not None:
                     files[0].filename = name
                     del files[1:]
-                return await _store(request, services, caller.owner_id, subject_id, files, is_mask)
+                return await _store(request, services, caller.owner_id, subject_id, files, is_mask, naming)
         except HTTPException as error:
             if error.detail.startswith("Too many files"):
                 raise RequestRefused("bad_request", _TOO_MANY, faults={"files": _TOO_MANY}) from None
@@ -110,7 +117,7 @@ async def store_piece(
         try:
             with whole:
                 part = UploadFile(whole, filename=file.name)
-                stored = await _store(request, services, caller.owner_id, subject_id, [part], False)
+                stored = await _store(request, services, caller.owner_id, subject_id, [part], False, "none")
         except (RequestRefused, ImprintError):
             partial_files.delete(whose, file)
             raise
@@ -159,11 +166,12 @@ def _addresses(body: bytes) -> list[str]:
 
 
 async def _store(
-    request: Request, services: Services, owner_id: str, subject_id: str, files: Sequence[UploadFile], is_mask: bool
-) -> StoredImages:
+    request: Request, services: Services, owner_id: str, subject_id: str, files: Sequence[UploadFile], is_mask: bool,
+    naming: Naming,
+) -> StoredImages:  # fmt: skip
     """Store the pictures of the files and archives, and use the captions beside them."""
     limits: Uploads = request.app.state.uploads
-    given = [picture_uploads.UploadedFile(file.filename, file.file) for file in files]
+    given = [picture_uploads.UploadedFile(file.filename, file.file, _label(file.filename, naming)) for file in files]
     opened = picture_uploads.opened(given, services.settings, limits.max_unpacked_bytes)
     upload = await run_sync(opened.__enter__, limiter=limits.unpacking)
     try:
@@ -177,11 +185,13 @@ async def _store(
             except (ImageInvalid, IllegalMove) as error:
                 if isinstance(error, IllegalMove) and not stored:
                     raise
-                detail = f"{part.label}: {error.message}"
+                detail = picture_uploads.about(part.label, error.message)
                 upload.refused.append(picture_uploads.Refusal(part.index, str(error.code), detail))
     finally:
         await run_sync(opened.__exit__, None, None, None)
     captioned = {} if is_mask else stored
+    if naming == "name" and (stored or upload.captions):  # a form without script: its next page lists the notes
+        upload.notes += [one.detail for one in upload.refused]
     notes = await run_in_threadpool(picture_uploads.finish, services, owner_id, subject_id, upload, captioned)
     refused = [RefusedImage(index=one.index, code=one.code, detail=one.detail) for one in upload.refused]
     if not stored and not (upload.captions and not refused):
@@ -191,6 +201,11 @@ async def _store(
     by_id = {view.id: view for view in views}
     images = [image_of(subject_id, by_id[picture_id]) for picture_id in stored if picture_id in by_id]
     return StoredImages(images=images, refused=refused, notes=notes)
+
+
+def _label(name: str | None, naming: Naming) -> str | None:
+    """How messages name a file, as in `UploadedFile`."""
+    return "" if naming == "none" else (plain_name(PurePath(name or "").name) if naming == "name" else None)
 
 
 def _none_stored(refused: Sequence[RefusedImage], notes: Sequence[str] = ()) -> RequestRefused:

@@ -30,10 +30,14 @@ _START_BYTES = 512  # of a file, which tell what it is
 
 @dataclass(frozen=True)
 class UploadedFile:
-    """A file of an upload, as the client named it."""
+    """A file of an upload, as the client named it.
+
+    `label`: how messages name it. None: by its number and its name; empty: not at all, as the client shows the name.
+    """
 
     name: str | None
     content: BinaryIO
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,40 +90,51 @@ def opened(files: Sequence[UploadedFile], settings: Settings, max_bytes: int) ->
 def _sort(upload: Upload, index: int, file: UploadedFile, folder: Path, limits: UnpackLimits) -> None:
     """Add a file to the upload, as what it is."""
     name = plain_name(PurePath(file.name or "").name)
-    label = picture_label(index, name)
+    label = picture_label(index, name) if file.label is None else file.label
+    archive = (name or "the archive") if file.label is None else file.label
     start = file.content.read(_START_BYTES)
     file.content.seek(0)
     if name is not None and is_hidden(Path(name)):
         upload.notes.append(f"skipped the hidden file {name}, such as a computer writes beside pictures")
     elif archive_kind(start) is not None:
         try:
-            _add_archive(upload, index, name or "the archive", unpack(file.content, folder, limits))
+            _add_archive(upload, index, archive, name, unpack(file.content, folder, limits))
         except (ImageInvalid, SpecInvalid) as error:
-            upload.refused.append(Refusal(index, str(ImageInvalid.code), f"{name or label}: {_message(error)}"))
+            upload.refused.append(Refusal(index, str(ImageInvalid.code), about(archive, _message(error))))
     elif name is not None and (name.lower().endswith(CAPTION_SUFFIXES) or name.lower() in CAPTION_TABLES):
         upload.captions[name] = file.content.read(_MAX_CAPTION_FILE_BYTES)
     else:
         upload.parts.append(UploadPart(index, label, name, _reader(file.content, limits.file_bytes)))
 
 
-def _add_archive(upload: Upload, index: int, archive: str, folder: Path) -> None:
+def about(label: str, message: str) -> str:
+    """A message with the name of what it is about."""
+    return f"{label}: {message}" if label else message
+
+
+def _add_archive(upload: Upload, index: int, archive: str, name: str | None, folder: Path) -> None:
+    """`archive`: how refusals name it. The notes, which stay with the subject, name it always.
+
+    Raises ImageInvalid if it has no pictures and no captions.
+    """
     found = read_folder(folder, masked=False)
     if not found.pictures and (texts := _caption_files(folder)):
         upload.captions |= texts  # of pictures of earlier uploads
         return
-    upload.notes += [f"{archive}: {note}" for note in found.notes if not note.startswith(MASKS_NOT_USED)]
-    if not found.pictures:
-        upload.refused.append(Refusal(index, str(ImageInvalid.code), f"{archive}: there are no pictures in it"))
+    inside = f"{archive}, " if archive else ""
+    upload.notes += [f"{name or 'the archive'}: {note}" for note in found.notes if not note.startswith(MASKS_NOT_USED)]
     for position, picture in enumerate(found.pictures):
-        label = f"{archive}, {picture_label(position, plain_name(picture.path.name))}"
+        label = f"{inside}{picture_label(position, plain_name(picture.path.name))}"
         upload.parts.append(UploadPart(index, label, picture.path.name, picture.path.read_bytes, picture.caption))
     masks, strays = masks_of(folder)
     if strays:
         names = ", ".join(f"masks/{plain_name(mask.name)}" for mask in strays)
-        upload.notes.append(f"{archive}: no picture has the name of these masks: {names}")
+        upload.notes.append(f"{name or 'the archive'}: no picture has the name of these masks: {names}")
     for mask in masks:
-        label = f"{archive}, masks/{plain_name(mask.name)}"
+        label = f"{inside}masks/{plain_name(mask.name)}"
         upload.parts.append(UploadPart(index, label, mask.name, mask.read_bytes, is_mask=True))
+    if not found.pictures:
+        raise ImageInvalid("there are no pictures in it")
 
 
 def _caption_files(folder: Path) -> dict[str, bytes]:
@@ -141,7 +156,7 @@ def _reader(content: BinaryIO, limit: int) -> Callable[[], bytes]:
     def read() -> bytes:
         data = content.read(limit + 1)
         if len(data) > limit:
-            raise ImageInvalid(f"the file is larger than {limit} bytes")
+            raise ImageInvalid(f"the file is larger than {limit // 10**6} MB; save a smaller one")
         return data
 
     return read

@@ -59,7 +59,7 @@ def test_a_folder_and_its_archives_are_one(
         "no picture has the name of these captions: old.txt",
         "skipped 2 hidden files, such as a computer writes beside pictures: .DS_Store, ._rex 0.png",
         "left out photo.jxl: JPEG XL is not read; save as JPEG or PNG "
-        "(accepted: JPEG, PNG, WebP, AVIF, HEIC, TIFF, GIF, BMP and JPEG 2000)",
+        "(accepted: JPEG, PNG, WebP, AVIF, HEIC, TIFF, GIF, BMP, JPEG 2000)",
         "not pictures, and not read: rex.pdf",
         "the subfolder more is not read (1 file)",
     ]

@@ -16,12 +16,12 @@ END = (b"IEND", b"")
 
 
 # What we say.
-_KINDS = "JPEG, PNG, WebP, AVIF, HEIC, TIFF, GIF, BMP and JPEG 2000"
+_KINDS = "JPEG, PNG, WebP, AVIF, HEIC, TIFF, GIF, BMP, JPEG 2000"
 EMPTY = "the file is empty"
 NOT = f"the file is not a picture; accepted formats are {_KINDS}"
-CUT = "the picture is truncated: its end is missing"
+CUT = "the picture is truncated: its end is missing; save or download it again"
 DAMAGED = f"the picture is damaged and cannot be decoded; accepted formats are {_KINDS}"
-HUGE = "the picture has far too many pixels"
+HUGE = "the picture has far too many pixels; save a smaller one"
 SCANS = "the JPEG has more than 100 scans"
 
 

@@ -116,7 +116,7 @@ def test_every_other_file_is_named_once(tmp_path: Path) -> None:
     )  # fmt: skip
     found = read_folder(tmp_path, masked=False)
     assert [picture.path.name for picture in found.pictures] == ["dog.jpg"]
-    accepted = "save as JPEG or PNG (accepted: JPEG, PNG, WebP, AVIF, HEIC, TIFF, GIF, BMP and JPEG 2000)"
+    accepted = "save as JPEG or PNG (accepted: JPEG, PNG, WebP, AVIF, HEIC, TIFF, GIF, BMP, JPEG 2000)"
     assert found.notes == (
         "no picture has the name of these captions: old.caption, other.txt",
         "masks are not used: set objective.masked to use them: masks/dog.png",

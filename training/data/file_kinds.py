@@ -15,7 +15,7 @@ NAMES = {
     "BMP": "BMP",
     "JPEG2000": "JPEG 2000",
 }
-ACCEPTED = ", ".join(list(NAMES.values())[:-1]) + f" and {list(NAMES.values())[-1]}"
+ACCEPTED = ", ".join(NAMES.values())
 
 # Their usual suffixes. A file is recognized by its bytes; its suffix only says which files of a folder are pictures.
 SUFFIXES = (
@@ -39,13 +39,14 @@ OTHER_PICTURES = {
     **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"), "camera raw"),
 }
 
-_FTYP_BRANDS = {
+_BRAND_KINDS = {
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "a HEIC picture"),
     **dict.fromkeys((b"avif", b"avis"), "an AVIF picture"),
     b"crx ": "a camera raw picture",
     b"qt  ": "a QuickTime video",
 }
-_ARCHIVES = (
+_RIFF_KINDS = {b"WEBP": "a WebP picture", b"AVI ": "an AVI video"}
+_ARCHIVE_KINDS = (
     (b"PK\3\4", "a ZIP archive"),
     (b"PK\5\6", "a ZIP archive"),  # without files
     (b"\x1f\x8b", "a gzip archive"),
@@ -55,7 +56,7 @@ _ARCHIVES = (
     (b"Rar!", "a RAR archive"),
     (b"7z\xbc\xaf", "a 7-Zip archive"),
 )
-_FIRST_BYTES = (
+_START_KINDS = (
     (b"\xff\xd8\xff", "a JPEG picture"),
     (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
     (b"GIF8", "a GIF picture"),
@@ -76,7 +77,7 @@ _FIRST_BYTES = (
     (b"FUJIFILMCCD-RAW", "a camera raw picture"),
     (b"%PDF", "a PDF document"),
     (b"%!PS", "a PostScript document"),
-    *_ARCHIVES,
+    *_ARCHIVE_KINDS,
     (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
     (b"version https://git-lfs", "a Git LFS pointer, not the picture itself"),
 )
@@ -90,10 +91,10 @@ _MOST_KEPT_BYTES = 2**20
 def kind_of(data: bytes) -> str | None:
     """What `data` is, with its article, such as "a HEIC picture"; None if its first bytes tell nothing."""
     if data[4:8] == b"ftyp":
-        return _FTYP_BRANDS.get(data[8:12], "an MP4 video")
+        return _BRAND_KINDS.get(data[8:12]) or "an MP4 video"
     if data[:4] == b"RIFF":
-        return {b"WEBP": "a WebP picture", b"AVI ": "an AVI video"}.get(data[8:12], "a RIFF file")
-    for first, kind in _FIRST_BYTES:
+        return _RIFF_KINDS.get(data[8:12]) or "a RIFF file"
+    for first, kind in _START_KINDS:
         if data.startswith(first):
             return kind
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -108,7 +109,7 @@ def archive_kind(start: bytes) -> str | None:
     """What kind of archive a file with these first 512 bytes is, with its article; None if it is none."""
     if start[257:262] == b"ustar":
         return "a tar archive"
-    return next((kind for first, kind in _ARCHIVES if start.startswith(first)), None)
+    return next((kind for first, kind in _ARCHIVE_KINDS if start.startswith(first)), None)
 
 
 def is_animated_png(data: bytes) -> bool:

@@ -161,12 +161,13 @@ def _reason(data: bytes, error: BaseException) -> str:
     if not data:
         return "the file is empty"
     if isinstance(error, Image.DecompressionBombError):
-        return "the picture has far too many pixels"
+        return "the picture has far too many pixels; save a smaller one"
     kind = file_kinds.kind_of(data)
     if isinstance(error, UnidentifiedImageError) and (kind is None or not kind.endswith(_DECODED)):
-        return f"the file is {kind or 'not a picture'}; {accepted}"
+        what = kind or "not a picture"
+        return f"the file is {what}; {accepted}"
     if "truncated" in str(error):
-        return "the picture is truncated: its end is missing"
+        return "the picture is truncated: its end is missing; save or download it again"
     return f"the picture is damaged and cannot be decoded; {accepted}"
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from jobs.subjects import captions, subject_pictures, subject_settings
+from jobs.subjects import captions, subject_notes, subject_pictures, subject_settings
 from training.spec import MAX_CAPTION_CHARACTERS
 from web.auth import ServicesDep
 from web.files import picture_response
@@ -28,6 +28,7 @@ def editor(
     picture: Annotated[str, Query(max_length=100)] = "",
     find: Annotated[str, Query(max_length=MAX_CAPTION_CHARACTERS)] = "",
     changed: Annotated[int | None, Query(ge=0, le=10_000)] = None,
+    imported: Literal["", "all", "some"] = "",
 ) -> Response:
     pictures = subject_pictures.list_pictures(services, caller.owner_id, subject_id)
     at = next((index for index, one in enumerate(pictures) if one.id == picture), 0)
@@ -43,6 +44,8 @@ def editor(
         find=find,
         found=[one for one in pictures if find and find in (one.caption or "")],
         changed=changed,
+        imported=imported,
+        notes=subject_notes.get(services, caller.owner_id, subject_id),
         may_train="train" in caller.token.scopes,
     )
 
@@ -88,8 +91,8 @@ def undo(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId) -
 async def import_files(
     request: Request, services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId
 ) -> Response:
-    await store_uploads(request, services, caller, subject_id)
-    return _to_editor(subject_id, "notice=imported#all")
+    stored = await store_uploads(request, services, caller, subject_id, naming="name")
+    return _to_editor(subject_id, "imported=some#all" if stored.notes else "imported=all#all")
 
 
 @router.get("/images/{imageId}/large")

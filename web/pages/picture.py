@@ -86,7 +86,7 @@ async def set_mask(
     """Store a mask that was drawn or uploaded. The script sends its drawing and gets JSON."""
     await run_in_threadpool(subject_pictures.get, services, caller.owner_id, subject_id, picture_id)
     name = subject_pictures.mask_name(picture_id)
-    stored = await store_uploads(request, services, caller, subject_id, is_mask=True, name=name)
+    stored = await store_uploads(request, services, caller, subject_id, is_mask=True, name=name, naming="none")
     mask_id = stored.images[0].id
     await run_in_threadpool(picture_masks.use, services, caller.owner_id, subject_id, picture_id, mask_id)
     if request.headers.get("accept") == "application/json":

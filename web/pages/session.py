@@ -24,7 +24,7 @@ from jobs.owners import sessions, tokens
 from jobs.services import Services
 from storage.database import AWAY
 from web.auth import Caller, check_rate, operator_scope, services_of
-from web.pages.errors import error_page
+from web.pages.errors import as_asked, error_page
 from web.pages.texts import gettext
 from web.problems import RequestRefused
 
@@ -190,7 +190,7 @@ class PageRoute(APIRoute):
                 return _to_sign_in(request)
             except (RequestRefused, ImprintError, RequestValidationError, HTTPException, *AWAY) as error:
                 if request.headers.get("accept") == "application/json":  # the script's uploads
-                    raise
+                    return as_asked(request, error)
                 return error_page(request, error)
 
         return handled

@@ -251,10 +251,11 @@ def _started(job_id: str) -> Response:
 @router.post("/subjects/{id}/images")
 async def upload(request: Request, services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId) -> Response:
     """Store the files of the form. The script sends them one by one and gets the API's JSON."""
-    stored = await store_uploads(request, services, caller, subject_id)
-    if request.headers.get("accept") == "application/json":
+    is_script = request.headers.get("accept") == "application/json"
+    stored = await store_uploads(request, services, caller, subject_id, naming="none" if is_script else "name")
+    if is_script:
         return JSONResponse(in_words(stored.model_dump(mode="json", by_alias=True)), 201)
-    return _redirect(subject_id, "some" if stored.refused else "uploaded")
+    return _redirect(subject_id, "some" if stored.notes else "uploaded")
 
 
 @router.post("/subjects/{id}/uploads")
@@ -285,9 +286,12 @@ def delete(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId)
 
 
 @router.post("/subjects/{id}/notes/dismiss")
-def dismiss_notes(services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId) -> Response:
+def dismiss_notes(
+    services: ServicesDep, caller: PageTrainerDep, subject_id: SubjectId,
+    back: Annotated[Literal["", "/captions"], Form()] = "",
+) -> Response:  # fmt: skip
     subject_notes.dismiss(services, caller.owner_id, subject_id)
-    return _redirect(subject_id)
+    return RedirectResponse(f"/subjects/{segment(subject_id)}{back and f'{back}#all'}", 303)
 
 
 def _redirect(subject_id: str, notice: str = "") -> Response:

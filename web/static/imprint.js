@@ -217,12 +217,11 @@ document.addEventListener("change", (event) => {
 // What to say about a file that was stored: of a picture its verdict, of an archive how many of its pictures are good.
 function outcome({ images = [], refused = [], notes = [] }) {
   const bad = images.filter((image) => image.faults.length);
-  const more = [...refused.map((one) => one.detail), ...notes];
-  if (images.length === 1 && !more.length) return bad.length
+  if (!images.length) return ["good", notes.join("\n") || t("Captions read")]; // the notes stay on the page
+  if (images.length === 1 && !refused.length) return bad.length
     ? ["bad", `${t("Stored, but not usable:")} ${bad[0].faults.map((fault) => fault.text).join("; ")}`] : ["good", t("Good")];
-  if (!images.length) return more.length ? ["bad", more.join("; ")] : ["good", t("Captions read")];
   const count = t("{all} stored, {good} of them good", { all: images.length, good: images.length - bad.length });
-  return [more.length || bad.length ? "bad" : "good", [count, ...more].join("; ")];
+  return [refused.length || bad.length ? "bad" : "good", [count, ...refused.map((one) => one.detail)].join("\n")];
 }
 
 const TRY_AGAIN = [0, 408, 429, 500, 502, 503, 504]; // 0: no answer
@@ -315,12 +314,20 @@ const REFRESH_EVERY_MS = 5000; // the page, while files are uploaded
 const isCaption = (file) => /\.(txt|caption|jsonl|csv)$/i.test(file.name);
 const isArchive = (file) => /\.(zip|tar|tgz|tbz2?|txz|gz|bz2|xz)$/i.test(file.name);
 
+// Why a file is not even sent; empty if it is.
+function tooLarge(form, file) {
+  const { mostBytes, most, mostUploadBytes, mostUpload } = form.dataset;
+  if (isArchive(file)) return file.size > Number(mostUploadBytes)
+    ? t("Not uploaded: an archive may have at most {most}. Divide it into several.", { most: mostUpload }) : "";
+  return file.size > Number(mostBytes) ? t("Not uploaded: a picture may have at most {most}. Save a smaller one.", { most }) : "";
+}
+
 function enqueue(form, file, line) {
   const state = line.lastElementChild;
   waiting++;
   queue = queue.then(async () => {
-    const [kind, text, again] = file.size > Number(isArchive(file) ? form.dataset.mostUploadBytes : form.dataset.mostBytes)
-      ? ["bad", t("The file is too large."), false] : await store(form, file, state);
+    const why = tooLarge(form, file);
+    const [kind, text, again] = why ? ["bad", why, false] : await store(form, file, state);
     state.className = kind;
     state.textContent = text;
     byId("upload-status").textContent = `${file.name}: ${text}`;

@@ -1,13 +1,17 @@
 """Uploads of archives and of captions: what is used, and a line for everything else."""
 
+import html
 import io
+import re
 import zipfile
 from typing import Any
 
 import pytest
+from httpx2 import Response
 
 from jobs.subjects import subject_pictures
 from tests.contract.web.conftest import REX, Api, problem
+from tests.contract.web.test_results import cookie_of
 from tests.hostile.test_archives import of_files
 from tests.unit.drawings import drawing, encoded
 
@@ -108,3 +112,35 @@ def test_pictures_beyond_the_limit_are_named(api: Api, monkeypatch: pytest.Monke
     assert [one["detail"].partition(":")[0] for one in content["refused"]] == [
         "dog.zip, picture 3 (2.png)", "dog.zip, picture 4 (3.png)",
     ]  # fmt: skip
+
+
+def test_the_page_names_a_refused_file_once_and_says_what_to_do(api: Api) -> None:
+    """The script shows the name of its file; without script, the page does. Both in the language of the page."""
+    page = cookie_of(api)
+    cut, mixed = png(0)[:9000], of_files({"b.jpg": b"x", "a.png": png(1), "clip.mov": b"x"}, ".zip")
+
+    def send_form(*files: tuple[str, bytes], **headers: str) -> Response:
+        parts = [("files", file) for file in files]
+        return api.call("POST", "/subjects/rex/images", headers={**page, **headers}, files=parts)
+
+    script = {"accept": "application/json"}
+    for file, language, fault in (
+        (("cut.png", cut), "en", "the picture is truncated: its end is missing; save or download it again"),
+        (("cut.png", cut), "de", "Das Bild ist abgeschnitten: Das Ende fehlt; speichern Sie es neu"),
+        (("notes.png", b"x"), "de", "Die Datei ist kein Bild; angenommen werden JPEG, "),
+        (("cut.zip", mixed[:-90]), "en", "the archive is damaged or incomplete; make or download it again"),
+        (("bad.zip", of_files({"b.jpg": b"x"}, ".zip")), "en", "picture 1 (b.jpg): the file is not a picture; "),
+    ):
+        answer = send_form(file, **script, **{"accept-language": language})
+        assert problem(answer, 422, "image_invalid")["faults"]["0"].startswith(fault), answer.text
+    [refused] = send_form(("dog.zip", mixed), **script).json()["refused"]
+    assert refused["detail"].startswith("picture 2 (b.jpg): the file is not a picture; ")
+
+    shown = html.unescape(send_form(("cut.png", cut), ("notes.png", b"x"), accept="text/html").text)
+    assert re.findall(r"<li>(.*?)</li>", shown)[0].startswith("cut.png: the picture is truncated: ")
+    assert shown.count("cut.png") == shown.count("notes.png") == 1
+    answer = send_form(("good.png", png(2)), ("notes.png", b"x"), accept="text/html")
+    assert answer.headers["location"].endswith("notice=some")
+    assert any(
+        note.startswith("notes.png: the file is not a picture; ") for note in listed(api, api.token("ada"))["notes"]
+    )

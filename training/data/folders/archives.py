@@ -66,7 +66,7 @@ def unpack(file: BinaryIO, into: Path, limits: UnpackLimits) -> Path:
             raise ArchiveInvalid(f"the file is {kind or 'no archive'}; send a ZIP or tar archive, or a folder")
     except _FAULTS as error:
         # Do not quote the message: it may quote the file.
-        raise ArchiveInvalid(f"the archive is damaged or incomplete ({type(error).__name__})") from error
+        raise ArchiveInvalid("the archive is damaged or incomplete; make or download it again") from error
     return _picture_root(into)
 
 

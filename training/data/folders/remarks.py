@@ -37,8 +37,13 @@ def _names(names: Sequence[str], most: int) -> str:
 def hidden_files(entries: Sequence[Path]) -> list[Remark]:
     """A remark on hidden files and folders."""
     names = tuple(path.name for path in entries if is_hidden(path))
-    count = f"{len(names)} hidden file{'s' * (len(names) > 1)}"
-    return [Remark(f"skipped {count}, such as a computer writes beside pictures: {{}}", names)] if names else []
+    count = len(names)
+    text = (
+        f"skipped {count} hidden files, such as a computer writes beside pictures: {{}}"
+        if count > 1
+        else "skipped 1 hidden file, such as a computer writes beside pictures: {}"
+    )
+    return [Remark(text, names)] if names else []
 
 
 def other_files(entries: Sequence[Path]) -> list[Remark]:
@@ -69,7 +74,10 @@ def other_files(entries: Sequence[Path]) -> list[Remark]:
 def other_folders(folder: Path, read: Sequence[Path]) -> list[Remark]:
     """A remark on each subfolder that has files."""
     return [
-        Remark(f"the subfolder {{}} is not read ({count} file{'s' * (count > 1)})", (path.name,))
+        Remark(
+            f"the subfolder {{}} is not read ({count} files)" if count > 1 else "the subfolder {} is not read (1 file)",
+            (path.name,),
+        )
         for path in sorted(folder.iterdir())
         if path.is_dir() and path not in read and not is_hidden(path)
         and (count := sum(inside.is_file() for inside in path.rglob("*")))
