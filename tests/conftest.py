@@ -42,9 +42,8 @@ WHOLE = "IMPRINT_TEST_WHOLE"
 def pytest_configure(config: pytest.Config) -> None:
     """Tell the processes of pytest-xdist whether somebody named tests, or runs them all."""
     if hypothesis is not None and config.getoption("--hypothesis-seed") is None:
-        config.option.hypothesis_seed = (
-            SEED  # a commit has the same examples on every machine, as it has the same cases
-        )
+        # A commit has the same examples on every machine, as it has the same cases.
+        config.option.hypothesis_seed = SEED
     if not hasattr(config, "workerinput"):
         named = config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.getoption("keyword")
         os.environ[WHOLE] = "0" if named else "1"

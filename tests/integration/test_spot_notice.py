@@ -151,7 +151,8 @@ def ready_to_train(base_model: Path, home: Path) -> tuple[Services, str]:
         "resolution": 64, "max_steps": 8, "checkpoint_every": 1, "seed": 1,
     }  # fmt: skip
     job_id: str = service.submit(services, asked).job_id
-    preprocessing.preprocess(services, job_id, *range(5))
+    for position in range(5):  # a message of several would give others a turn after five seconds
+        preprocessing.preprocess(services, job_id, position)
     steps.dataset(services, job_id)
     return services, job_id
 
