@@ -160,7 +160,7 @@ def test_task_id(door: Door) -> None:
     view = got(door.send(kwargs=request, task_id=f"order-7-{door.broker}"))
     assert got(door.send(kwargs=request, task_id=f"order-7-{door.broker}"))["job_id"] == view["job_id"]
     again = door.application.AsyncResult(f"order-7-{door.broker}")
-    assert again.get(timeout=10)["job_id"] == view["job_id"]
+    assert again.get(timeout=60)["job_id"] == view["job_id"]
 
 
 def test_ignore_result(door: Door) -> None:

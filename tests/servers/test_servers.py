@@ -120,7 +120,7 @@ class TestRabbitMQ:
                 kombu.Connection(server.url, connect_timeout=2).connect()
             server.restart()
             with kombu.Connection(server.url) as connection:
-                message = connection.SimpleQueue("letters").get(timeout=10)
+                message = connection.SimpleQueue("letters").get(timeout=60)
                 assert message.payload == {"n": 1}
                 message.ack()
         wait_until(lambda: processes_in(tmp_path) == [])

@@ -78,7 +78,7 @@ def test_each_thread_works_on_its_own_job(tmp_path: Path) -> None:
 
     def work(number: int) -> None:
         with stage_context(f"job_{number}", "train"):
-            together.wait(10)
+            together.wait(60)
             logging.getLogger("jobs.test").warning("%d", number)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
@@ -196,7 +196,7 @@ def test_a_full_log_disk_does_not_end_the_thread_that_keeps_leases(root: logging
     with keeper.keeping(Lease("job_1", Stage.TRAIN, 1, 1)):
         [handler] = root.handlers
         assert isinstance(handler, SharedRotatingFile)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while handler._lost < 5:
             assert time.monotonic() < deadline, "the thread has ended"
             time.sleep(0.01)
