@@ -156,7 +156,7 @@ def _reader(content: BinaryIO, limit: int) -> Callable[[], bytes]:
     def read() -> bytes:
         data = content.read(limit + 1)
         if len(data) > limit:
-            raise ImageInvalid(f"the file is larger than {limit // 10**6} MB; save a smaller one")
+            raise ImageInvalid(f"the file is larger than {limit / 10**6:g} MB; save a smaller one")
         return data
 
     return read
