@@ -71,6 +71,7 @@ def test_operators_pause_cancel_retry_and_grant(visitor: Visitor, shoot: Shoot) 
         page.get_by_role("button", name="Cancel it").click()
         expect(page.locator("#notice")).to_have_text("Training cancelled.")
         expect(page.locator("#main")).to_contain_text("0 held, 0 charged")
+        expect(page.locator("#main")).not_to_contain_text("cancelled by the owner")  # the operator did
         expect(owner.locator("#refund")).to_contain_text("Nothing was charged: 1 credit came back.")
         page.get_by_role("button", name="Train it again for the owner").click()
         page.wait_for_url(lambda url: "/operators/jobs/" in url and first not in url)
