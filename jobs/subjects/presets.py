@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from core.errors import SpecInvalid
@@ -76,6 +77,22 @@ def prompts_for(kind: Learns, trigger_word: str | None, class_word: str | None) 
     """Sample prompts for a subject of this kind."""
     word = " ".join(filter(None, (trigger_word or "sks", None if kind == "style" else class_word)))
     return [prompt.format(word=word) for prompt in BY_KIND[kind].prompts]
+
+
+def with_words(
+    recipe: Mapping[str, Any], before: tuple[str | None, str | None], after: tuple[str | None, str | None]
+) -> dict[str, Any]:
+    """A recipe with other words in its sample prompts, if these are a preset's; each pair: trigger and class word.
+
+    Otherwise samples would show a word that the training does not learn, such as the stand-in of a subject whose preset
+    was chosen before its trigger word. Prompts that the owner has written stay.
+    """
+    validation = recipe.get("validation")
+    if isinstance(validation, Mapping) and isinstance(previews := validation.get("previews"), list | tuple):
+        for kind, trigger_word, class_word in product(BY_KIND, {before[0], None}, {before[1], None}):
+            if list(previews) == prompts_for(kind, trigger_word, class_word):
+                return {**recipe, "validation": {**validation, "previews": prompts_for(kind, *after)}}
+    return dict(recipe)
 
 
 def recipe_for(

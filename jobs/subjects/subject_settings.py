@@ -18,7 +18,7 @@ from jobs.notices import notices
 from jobs.owners.unusable_names import normal_name
 from jobs.requests import acceptance, envelope, installation, training_request
 from jobs.services import Services
-from jobs.subjects import subject_pictures, subject_recipe
+from jobs.subjects import presets, subject_pictures, subject_recipe
 from jobs.view import JobView, View
 from notifications import webhooks
 from notifications.webhook_payload import Event, NoticeFailure, NoticeJob
@@ -53,8 +53,11 @@ def change(services: Services, owner_id: str, subject_id: str, values: Mapping[s
         guard.refuse_if_deleting(session, owner_id, subject_id)
         insert_if_absent(session, Subject(owner_id=owner_id, id=subject_id))
         subject = session.get_one(Subject, (owner_id, subject_id), with_for_update=True)
+        words = subject.trigger_word, subject.class_word
         for name, value in {**changed, "updated_at": utcnow()}.items():
             setattr(subject, name, value)
+        if subject.recipe and words != (subject.trigger_word, subject.class_word):
+            subject.recipe = presets.with_words(subject.recipe, words, (subject.trigger_word, subject.class_word))
         session.add(subject)
     return subject
 
@@ -106,9 +109,18 @@ def training_arguments(services: Services, owner_id: str, subject_id: str, given
     if "trigger_word" not in arguments:
         with services.database.reading() as session:
             arguments["trigger_word"] = subject_recipe.derive_trigger_word(session, owner_id, subject_id)
+    arguments = _with_sample_words(subject, arguments)
     if isinstance(arguments.get("images"), list) and is_masked(arguments):
         arguments["images"] = subject_pictures.with_masks(services, owner_id, subject_id, arguments["images"])
     return {**arguments, "owner_id": owner_id, "subject_id": subject_id}
+
+
+def _with_sample_words(subject: Subject, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments whose sample prompts, if they are a preset's, have the words of this training."""
+    trigger_word, class_word = arguments["trigger_word"], arguments.get("class_word")
+    if not isinstance(trigger_word, str) or not isinstance(class_word, str | None):
+        return dict(arguments)  # refused later
+    return presets.with_words(arguments, (subject.trigger_word, subject.class_word), (trigger_word, class_word))
 
 
 def is_masked(arguments: Mapping[str, Any]) -> bool:
@@ -230,7 +242,8 @@ def _request(subject: Subject, images: list[str], trigger_word: str) -> dict[str
     identity = recipe | ({"recipe": subject.recipe} if subject.recipe else {})
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     given = {"owner_id": subject.owner_id, "subject_id": subject.id, "images": images, "trigger_word": trigger_word}
-    return subject_recipe.arguments(subject, {**given, "idempotency_key": f"profile-set:{key}"})
+    arguments = subject_recipe.arguments(subject, {**given, "idempotency_key": f"profile-set:{key}"})
+    return _with_sample_words(subject, arguments)
 
 
 def _job(session: Session, subject: Subject, idempotency_key: str | None = None) -> Job | None:

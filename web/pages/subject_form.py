@@ -13,7 +13,7 @@ from jobs.admission.live import LiveBases, live_bases
 from jobs.requests import quotes, recipe_options
 from jobs.requests.quotes import Quote
 from jobs.services import Services
-from jobs.subjects import subject_pictures, subject_recipe
+from jobs.subjects import presets, subject_pictures, subject_recipe
 from jobs.subjects.subject_pictures import SubjectPicture
 from jobs.view import JobView
 from storage.tables.pictures import Subject
@@ -63,7 +63,12 @@ class TrainForm:
     def typed(self, **fields: str | None) -> "TrainForm":
         """The form with the fields that were sent; None: was not sent."""
         typed: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
-        return replace(self, **typed)
+        form = replace(self, **typed)
+        return replace(form, others=presets.with_words(self.others, self._words, form._words))
+
+    @property
+    def _words(self) -> tuple[str | None, str | None]:
+        return self.trigger_word.strip() or None, self.class_word.strip() or None
 
     def recipe(self) -> dict[str, Any]:
         """The options of the recipe, with the form's numbers. Raises SpecInvalid for text that is not a number."""

@@ -9,6 +9,8 @@ import pytest
 
 from core.errors import NotFound
 from core.settings import Settings
+from jobs import service
+from jobs.owners import accounts
 from jobs.requests import recipe_options
 from jobs.results import comparison
 from jobs.subjects import captions, presets, subject_pictures, subject_recipe, subject_settings
@@ -77,6 +79,42 @@ def test_a_preset_an_option_and_back_to_the_defaults(api: Api) -> None:
     assert "4 options differ" in api.call("GET", REX, headers=signed_in).text
     api.call("POST", REX, headers=signed_in, data={"rank": ""})
     assert subject_settings.get(api.services, "ada", "rex").recipe is None
+
+
+def test_samples_of_a_preset_have_the_words_that_are_trained(api: Api) -> None:
+    """A preset may be chosen first, and its words later: by the form, by the API, or by nobody."""
+    page = Visit.of(api, "ada")
+    token = api.token("ada", "train")
+    images = api.upload(token, 5)
+    accounts.grant(api.services, "ada", 10_000)
+
+    def prompts_of(job_id: str) -> list[str]:
+        return list(service.get(api.services, job_id).spec.validation.previews)
+
+    def stored() -> list[str]:
+        return (subject_settings.get(api.services, "ada", "rex").recipe or {})["validation"]["previews"]
+
+    subject_settings.change(api.services, "ada", "rex", {"base_model": "sd15"})
+    assert page.post(f"{REX}/preset", kind="character").status_code == 200
+    assert stored() == presets.prompts_for("character", None, None)
+    # By nobody: the word is derived from the name of the subject, and the stored recipe stays.
+    arguments = subject_settings.training_arguments(api.services, "ada", "rex", {"images": images})
+    assert arguments["validation"]["previews"] == presets.prompts_for("character", arguments["trigger_word"], None)
+    # By the API.
+    asked = {"triggerWord": "sks", "classWord": "dog", "imageIds": images}
+    job_id = api.call("POST", "/api/influencer/rex/lora/train", token, json=asked).json()["id"]
+    assert prompts_of(job_id) == presets.prompts_for("character", "sks", "dog")
+    service.cancel(api.services, job_id)
+    # By the form, twice; then prompts of the owner's own stay.
+    form = {"base_model": "sd15", "max_steps": "", "resolution": "", "captions": ""}
+    for trigger_word, class_word in (("imp", "vase"), ("zwx", "")):
+        page.post("/subjects/rex/settings", **form, trigger_word=trigger_word, class_word=class_word)
+        assert stored() == presets.prompts_for("character", trigger_word, class_word or None)
+    subject_settings.change(api.services, "ada", "rex", {"trigger_word": "ohwx"})
+    assert stored() == presets.prompts_for("character", "ohwx", None)
+    subject_settings.change(api.services, "ada", "rex", {"recipe": {"validation": {"previews": ["ohwx asleep"]}}})
+    subject_settings.change(api.services, "ada", "rex", {"trigger_word": "imp"})
+    assert stored() == ["ohwx asleep"]
 
 
 def test_a_preset_says_what_it_changes_keeps_the_steps_and_is_undone(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
