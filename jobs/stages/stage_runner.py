@@ -198,10 +198,7 @@ def _postpone(services: Services, lease: Lease, error: ImprintError) -> float | 
 
 
 def claim(services: Services, job_id: str, stage: Stage) -> tuple[Lease, Job]:
-    """Claim a stage under a lease. The first claim of a job begins it; one of the stage after preprocess ends that one.
-
-    Raises AlreadyDone or NothingToDo.
-    """
+    """Claim a stage under a lease; a job's first claim begins it. Raises AlreadyDone or NothingToDo."""
     with services.database.writing() as session:
         claimed = claim_stage(session, job_id, stage, worker_name(), services.settings.lease_s)
         if claimed is None:

@@ -238,8 +238,10 @@ def _request(subject: Subject, images: list[str], trigger_word: str) -> dict[str
         "class_word": subject.class_word,
         "images": images,
     }
-    # Without a recipe, the key is the one of versions that had none: a set that they trained is not trained again.
-    identity = recipe | ({"recipe": subject.recipe} if subject.recipe else {})
+    # Without a recipe, the key is the one of versions that had none: a set that they trained is not trained again. With
+    # the words of this training in its samples: a form that is saved later stores them so.
+    words = (subject.trigger_word, subject.class_word), (trigger_word, subject.class_word)
+    identity = recipe | ({"recipe": presets.with_words(subject.recipe, *words)} if subject.recipe else {})
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     given = {"owner_id": subject.owner_id, "subject_id": subject.id, "images": images, "trigger_word": trigger_word}
     arguments = subject_recipe.arguments(subject, {**given, "idempotency_key": f"profile-set:{key}"})

@@ -12,13 +12,14 @@ from jobs import service
 from jobs.owners import accounts
 from jobs.services import Services
 from jobs.stages import intake
-from jobs.subjects import subject_recipe, subject_settings
+from jobs.subjects import presets, subject_recipe, subject_settings
 from notifications import outbox, webhooks
 from notifications.tables import OutboxMessage
 from notifications.webhook_payload import webhook_body
 from storage.tables.pictures import StoredPicture, Subject
 from tests.contract.processes import processes_at_once
 from tests.contract.web.conftest import REX, Api
+from web.pages.subject_form import TrainForm
 
 READY = {"trainAutomatically": True, "baseModel": "sd15", "triggerWord": "sks", "webhookUrl": "https://app.example"}
 
@@ -124,6 +125,24 @@ def test_a_subject_without_a_trigger_word_gets_the_one_that_a_request_would_get(
     assert subject_settings.get(api.services, "ada", "rex").trigger_word == word
     # The same set, now with a stored word, is not another one.
     service.cancel(api.services, training["id"])
+    assert completed(api, ada)["reason"] == "already_started"
+
+
+def test_samples_of_a_preset_get_the_word_and_saving_the_form_is_no_reason_to_train_again(api: Api, ada: str) -> None:
+    preset = presets.recipe_for("character", "sd15", None, None)
+    settle_on(api, ada, triggerWord=None)
+    subject_settings.change(api.services, "ada", "rex", {"recipe": preset})
+    store(api, range(5))
+    training = completed(api, ada)["training"]
+    spec = service.get(api.services, training["id"]).spec
+    assert list(spec.validation.previews) == presets.prompts_for(
+        "character", spec.trigger_word, spec.class_word or None
+    )
+    service.cancel(api.services, training["id"])
+    kept = subject_settings.get(api.services, "ada", "rex")
+    form = TrainForm.of_subject(kept).typed(trigger_word=spec.trigger_word)
+    subject_settings.change(api.services, "ada", "rex", form.settings())
+    assert subject_settings.get(api.services, "ada", "rex").recipe != preset
     assert completed(api, ada)["reason"] == "already_started"
 
 
